@@ -1,0 +1,89 @@
+"""The denoising loop, one step at a time, over diffusers' transformer and scheduler.
+
+Reference: black-forest-labs/flux `sampling.py` and diffusers' `FluxPipeline.__call__`, `FluxControlPipeline.__call__`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from .text import EncodedPrompt
+
+
+def time_shift(sequence_length: int, config: Any) -> float:
+    """mu, the schedule's shift, a line through (256 tokens, 0.5) and (4096, 1.15) that is not clamped beyond them."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (top - base) / (high - low)
+    return float(sequence_length * slope + (base - slope * low))
+
+
+def make_schedule(
+    config: Any, steps: int, sequence_length: int, device: torch.device
+) -> FlowMatchEulerDiscreteScheduler:
+    """A scheduler of its own for one image, set to `steps` steps from sigma 1 to 0 with the resolution's shift.
+
+    A fresh one for each image: schedulers carry state, and a cancelled image must not leave any behind.
+    """
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(
+        sigmas=np.linspace(1.0, 1 / steps, steps),
+        mu=time_shift(sequence_length, scheduler.config),
+        device=device,
+    )
+    # Known from the start, so that the first step need not search for it on the device and wait for the answer.
+    scheduler.set_begin_index(0)
+    return scheduler
+
+
+class Denoiser:
+    """One image on its way from noise to latents.
+
+    latents: [1, L, 64], the current state. control: [1, L, 64] or None, appended to the channels at every step.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        *,
+        latents: torch.Tensor,
+        image_ids: torch.Tensor,
+        text: EncodedPrompt,
+        guidance: float,
+        control: torch.Tensor | None = None,
+    ) -> None:
+        self._transformer, self._scheduler = transformer, scheduler
+        self._text, self._image_ids, self._control = text, image_ids, control
+        self._guidance = torch.full([1], guidance, device=latents.device, dtype=torch.float32)
+        self._timesteps = scheduler.timesteps
+        self.latents = latents
+        self.steps = len(self._timesteps)
+        self.steps_done = 0
+
+    @property
+    def done(self) -> bool:
+        return self.steps_done == self.steps
+
+    def step(self) -> None:
+        """Takes one step: one call of the transformer and one Euler update in float32."""
+        t = self._timesteps[self.steps_done]
+        velocity = self._transformer(
+            hidden_states=self._model_input(),
+            timestep=t.expand(1).to(self.latents.dtype) / 1000,
+            guidance=self._guidance,
+            pooled_projections=self._text.pooled,
+            encoder_hidden_states=self._text.embeds,
+            txt_ids=self._text.ids,
+            img_ids=self._image_ids,
+            return_dict=False,
+        )[0]
+        self.latents = self._scheduler.step(velocity, t, self.latents, return_dict=False)[0]
+        self.steps_done += 1
+
+    def _model_input(self) -> torch.Tensor:
+        return self.latents if self._control is None else torch.cat([self.latents, self._control], dim=2)

@@ -1,0 +1,63 @@
+"""Every exception that leaves a route, as an HTTP reply in the dialect's error body."""
+
+from __future__ import annotations
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from server.errors import InvalidInput, MethodNotAllowed, NotFound, RequestTimeout, ServerError
+
+from .segmind.models import MODELS
+from .segmind.replies import error_body
+
+log = structlog.get_logger(__name__)
+
+
+def install(app: FastAPI) -> None:
+    for kind in (ServerError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, refuse)
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """The reply to a failed request. Nothing of an unexpected error's text leaves the server; the log has it."""
+    failure = _as_server_error(request, error)
+    if failure.http_status >= 500:
+        log.error("request failed", path=request.url.path, status=failure.http_status, exc_info=error)
+    else:
+        log.info("request refused", path=request.url.path, status=failure.http_status, reason=failure.message)
+    return JSONResponse(
+        error_body(failure.message, _details(request, failure)), failure.http_status, _headers(failure, error)
+    )
+
+
+def _as_server_error(request: Request, error: Exception) -> ServerError:
+    if isinstance(error, ServerError):
+        return error
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return NotFound(f"Model or endpoint not found: {request.url.path[:200]}. Models: {', '.join(MODELS)}.")
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path[:200]}.")
+    if isinstance(error, HTTPException | RequestValidationError):
+        return InvalidInput(str(getattr(error, "detail", "The request cannot be read.")))
+    return ServerError()
+
+
+def _details(request: Request, failure: ServerError) -> dict[str, str]:
+    details = {"code": failure.code}
+    if isinstance(failure, InvalidInput) and failure.parameter:
+        details["parameter"] = failure.parameter
+    if failure.http_status >= 500:
+        details["incident"] = request.scope.get("state", {}).get("request_id", "")
+    return details
+
+
+def _headers(failure: ServerError, error: Exception) -> dict[str, str]:
+    headers = dict(getattr(error, "headers", None) or {})
+    if failure.retry_after_s is not None:
+        headers["retry-after"] = str(failure.retry_after_s)
+    if isinstance(failure, RequestTimeout):
+        headers["connection"] = "close"
+    return headers

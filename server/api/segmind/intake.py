@@ -1,0 +1,115 @@
+"""From an HTTP request to an accepted job: read, check, keep the picture, fix every value, commit."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from pipelines.picture import PictureInfo, PictureLimits
+from pipelines.request import SEED_SPACE, GenerationRequest
+from server.accounts import MICRO
+from server.api.public_url import public_base
+from server.errors import InsufficientStorage, NotFound
+from server.jobs.model import Job, Lane, NewJob
+from server.media.control_image import read_picture
+from server.services import Services, caller_of
+
+from .body import read_body
+from .models import SegmindCall, parse, size_of
+
+
+async def accept(request: Request, services: Services, slug: str, *, attached: bool) -> tuple[Job, SegmindCall]:
+    """Accepts one call as a job.
+
+    attached: its caller waits on this connection (v1). Raises the ServerError that says why it cannot be accepted.
+    """
+    body = await read_body(request, max_bytes=services.settings.max_body_bytes)
+    call = parse(slug, body, draw_seed=lambda: secrets.randbelow(SEED_SPACE))
+    _check_available(services, call)
+    generation = await _complete(request, services, call)
+    caller = caller_of(request)
+    job = await services.jobs.submit(
+        NewJob(
+            id=str(uuid.uuid4()),
+            owner=caller.id,
+            lane=Lane.INTERACTIVE if attached else Lane.BATCH,
+            attached=attached,
+            request=generation,
+            dialect={"slug": slug, "prompt_upsampling": call.prompt_upsampling},
+            price_micro_usd=_price(services, call),
+            budget_micro_usd=caller.budget_micro_usd,
+        )
+    )
+    return job, call
+
+
+async def _complete(request: Request, services: Services, call: SegmindCall) -> GenerationRequest:
+    """The canonical request: the control image kept on disk, the size known."""
+    control_image, control_size = None, None
+    if call.control_image is not None:
+        data, info = await take_picture(request, services, call.control_image, "control_image")
+        control_size = (info.width, info.height)
+        size_of(call, control_size)
+        control_image = await services.results.keep_input(data, info.format)
+    width, height = size_of(call, control_size)
+    return GenerationRequest(
+        model=call.engine_model,
+        prompt=call.prompt,
+        width=width,
+        height=height,
+        steps=call.steps,
+        guidance=call.guidance,
+        seed=call.seed,
+        num_outputs=call.num_outputs,
+        control_image=control_image,
+        preprocess=call.preprocess,
+        return_depth=call.return_depth,
+        output_format=call.output_format,
+        output_quality=call.output_quality,
+    )
+
+
+async def take_picture(
+    request: Request, services: Services, value: str | bytes, parameter: str
+) -> tuple[bytes, PictureInfo]:
+    """A client's picture in any of its forms, checked to its last pixel: its bytes and PictureInfo."""
+    return await read_picture(
+        value,
+        fetcher=services.fetcher,
+        own_file=lambda url: _own_file(url, public_base(request, services.settings), services),
+        parameter=parameter,
+        limits=PictureLimits(max_pixels=services.settings.max_picture_pixels),
+    )
+
+
+def check_disk(services: Services) -> None:
+    """Raises InsufficientStorage when the disk is below its floor."""
+    if services.results.free_bytes() < services.settings.min_free_bytes:
+        raise InsufficientStorage
+
+
+def _own_file(url: str, base: str, services: Services) -> Path | None:
+    """The published file that a URL of this very server names."""
+    own, asked = urlsplit(base), urlsplit(url)
+    folder = f"{own.path}/files/"
+    if asked.netloc.lower() != own.netloc.lower() or not asked.path.startswith(folder):
+        return None
+    return services.results.find(asked.path.removeprefix(folder))
+
+
+def _check_available(services: Services, call: SegmindCall) -> None:
+    check_disk(services)
+    if call.engine_model not in services.weights.models:
+        raise NotFound(
+            f"Model {call.slug} is not available here: the weights of {call.engine_model} are not on its disk."
+            f" Available here: {', '.join(services.weights.models) or 'none'}."
+        )
+
+
+def _price(services: Services, call: SegmindCall) -> int:
+    own = services.settings.prices.get(call.slug)
+    return call.price_micro_usd if own is None else round(own * MICRO) * call.num_outputs

@@ -1,0 +1,193 @@
+"""A job in Segmind's words: status strings, metrics, result bodies and headers.
+
+Field names and cases are those of Segmind's API pages and of what the Python SDK 1.3.0 reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.request import OutputFile
+from server.accounts import MICRO
+from server.jobs.model import Job, State
+from server.media.results import MEDIA_TYPES
+
+DEMO_NOTICE = "Drawn with the built-in demo weights: random numbers, so this is noise and not a picture of the prompt."
+
+CANCELLED_TEXT = "The request was cancelled."
+
+EXPOSED_HEADERS = (
+    "x-remaining-credits",
+    "x-cost",
+    "x-request-id",
+    "x-generation-time",
+    "x-seed-value",
+    "x-rate-limit-reset-at-utc",
+    "x-output-metadata",
+    "x-output-urls",
+    "x-depth-map-url",
+    "x-model",
+    "x-prompt-upsampling",
+    "x-prompt-unseen-tokens",
+    "x-demo-weights",
+    "retry-after",
+)
+
+
+def status_word(job: Job) -> str:
+    """QUEUED, PROCESSING, COMPLETED or FAILED.
+
+    A job that went back to the queue because its worker died stays PROCESSING: for its caller, status only moves on.
+    """
+    if job.state is State.SUCCEEDED:
+        return "COMPLETED"
+    if job.state.final:
+        return "FAILED"
+    return "PROCESSING" if job.state is State.RUNNING or job.attempt else "QUEUED"
+
+
+def status_code(job: Job) -> int:
+    """422 for FAILED, 200 for everything else."""
+    return 422 if status_word(job) == "FAILED" else 200
+
+
+def submit_body(job: Job, base: str) -> dict[str, Any]:
+    return {
+        "request_id": job.id,
+        "status": "QUEUED",
+        "poll_url": f"{base}/v1/requests/{job.id}",
+        **_urls(job, base),
+    }
+
+
+def status_body(job: Job, base: str, balance_micro_usd: int) -> dict[str, Any]:
+    """The light body that clients poll: no output in it."""
+    body = {
+        "status": status_word(job),
+        "request_id": job.id,
+        "metrics": metrics(job, balance_micro_usd),
+        **_urls(job, base),
+    }
+    if body["status"] == "FAILED":
+        body["error"] = error_text(job)
+    return body
+
+
+def result_body(job: Job, base: str, balance_micro_usd: int, *, demo: bool) -> dict[str, Any]:
+    """The result; while there is none, and when there will be none, the status body."""
+    body = status_body(job, base, balance_micro_usd)
+    if job.result is None or body["status"] != "COMPLETED":
+        return body
+    images = [image_entry(image, base) for image in job.result.images]
+    body |= {
+        "output": images[0]["url"],
+        "images": images,
+        "seed": str(job.request.seed),
+        "prompt": job.request.prompt,
+        "model": job.request.model,
+        "timings": {stage: round(seconds, 4) for stage, seconds in job.result.timings_s.items()},
+    }
+    if job.result.depth_map:
+        body["depth_map"] = image_entry(job.result.depth_map, base)
+    if demo:
+        body["notice"] = DEMO_NOTICE
+    return body
+
+
+def json_body(job: Job, base: str, balance_micro_usd: int, encoded: list[str], *, demo: bool) -> dict[str, Any]:
+    """v1's JSON form: the result with the pictures in it, a superset of every shape that clients read.
+
+    encoded: the pictures as base64 without a data-URI prefix, in order. `image` is a list only for several.
+    """
+    return {
+        **result_body(job, base, balance_micro_usd, demo=demo),
+        "image": encoded[0] if len(encoded) == 1 else encoded,
+        "infer_time": round(job.compute_s or 0.0, 4),
+        "outputs": len(encoded),
+        "image_format": job.request.output_format,
+    }
+
+
+def metrics(job: Job, balance_micro_usd: int) -> dict[str, Any]:
+    """Seconds and USD; empty until the job is final, cost and balance only when it succeeded."""
+    if not job.state.final:
+        return {}
+    figures: dict[str, Any] = {
+        "inference_time": round(job.compute_s or 0.0, 4),
+        "queue_time": round(job.queue_s or 0.0, 4),
+        "total_time": round(job.total_s or 0.0, 4),
+    }
+    if job.state is State.SUCCEEDED:
+        figures |= {"cost": job.price_micro_usd / MICRO, "remaining_credits": balance_micro_usd / MICRO}
+    if job.attempt > 1:
+        figures["retry_count"] = job.attempt - 1
+    return figures
+
+
+def headers(job: Job, base: str, balance_micro_usd: int, *, demo: bool) -> dict[str, str]:
+    """The headers of a v1 success."""
+    assert job.result is not None
+    images = job.result.images
+    values = {
+        "x-request-id": job.id,
+        "x-remaining-credits": usd(balance_micro_usd),
+        "x-cost": usd(job.price_micro_usd),
+        "x-generation-time": f"{job.compute_s or 0.0:.4f}",
+        "x-seed-value": str(job.request.seed),
+        # No rate limit holds a caller back here, so the limit resets now.
+        "x-rate-limit-reset-at-utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "x-output-metadata": json.dumps({"height": images[0].height, "width": images[0].width, "samples": len(images)}),
+        "x-model": job.request.model,
+    }
+    if len(images) > 1:
+        values["x-output-urls"] = ", ".join(file_url(image, base) for image in images)
+    if job.result.depth_map:
+        values["x-depth-map-url"] = file_url(job.result.depth_map, base)
+    if job.dialect.get("prompt_upsampling"):
+        values["x-prompt-upsampling"] = "unavailable; the prompt was used as it is"
+    if job.result.notes.get("unseen_tokens"):
+        values["x-prompt-unseen-tokens"] = str(job.result.notes["unseen_tokens"])
+    if demo:
+        values["x-demo-weights"] = "true"
+    return values
+
+
+def image_entry(image: OutputFile, base: str) -> dict[str, Any]:
+    """One picture as Segmind's data model lists it; `file_size` is text there."""
+    return {
+        "url": file_url(image, base),
+        "content_type": MEDIA_TYPES[image.format],
+        "file_name": image.file,
+        "file_size": str(image.size_bytes),
+        "width": image.width,
+        "height": image.height,
+        "seed": str(image.seed),
+    }
+
+
+def file_url(image: OutputFile, base: str) -> str:
+    return f"{base}/files/{image.file}"
+
+
+def error_text(job: Job) -> str:
+    return CANCELLED_TEXT if job.state is State.CANCELLED else job.error_text or "The request failed."
+
+
+def error_body(message: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The error envelope. The SDK shows the text of the top-level `error`, which must be a string."""
+    return {"error": message, "message": message, **(fields or {})}
+
+
+def usd(micro_usd: int) -> str:
+    """Dollars as text without trailing zeros or exponent."""
+    return f"{micro_usd / MICRO:.6f}".rstrip("0").rstrip(".")
+
+
+def _urls(job: Job, base: str) -> dict[str, str]:
+    return {
+        "status_url": f"{base}/v2/requests/{job.id}/status",
+        "response_url": f"{base}/v2/requests/{job.id}",
+    }

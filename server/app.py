@@ -1,0 +1,150 @@
+"""The composition root: puts the parts together and runs them for as long as the server runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from pipelines.models import MODELS
+from weights.demo import is_demo
+from weights.locate import Located, locate
+
+from . import health
+from .accounts import Accounts
+from .api import files, refusals
+from .api.segmind import replies, routes
+from .guard import Guard
+from .jobs.database import JobDatabase
+from .jobs.dispatcher import Dispatcher
+from .jobs.service import JobService
+from .jobs.sweeper import Sweeper
+from .media.fetch import Fetcher, FetchPolicy
+from .media.results import ResultFiles
+from .services import Services
+from .settings import Settings
+from .worker.protocol import PROTOCOL_VERSION, Load
+from .worker.supervisor import WorkerSupervisor
+
+log = structlog.get_logger(__name__)
+
+TITLE = "FLUX local server"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The server's ASGI application. Its folders, database and worker come up with its lifespan."""
+    app = FastAPI(
+        title=TITLE,
+        version=_version(),
+        description="FLUX.1-dev and FLUX.1-Depth-dev on your own GPU, over Segmind's v1 and v2 API.",
+        lifespan=lambda app: _run(app, settings),
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    accounts = Accounts(settings)
+    app.state.accounts = accounts
+    app.include_router(health.router)
+    app.include_router(files.router)
+    app.include_router(routes.router)
+    refusals.install(app)
+    app.add_middleware(Guard, accounts=accounts, body_limit_s=settings.body_limit_s, refuse=refusals.refuse)
+    if not accounts.open:
+        # The key travels in a header that a foreign page does not have, so any origin may call.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=["*"],
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=replies.EXPOSED_HEADERS,
+        )
+    return app
+
+
+def find_weights(settings: Settings) -> Located:
+    """What is on disk under the weights folder; an empty finding when none is set."""
+    if settings.weights_dir is None:
+        return Located(
+            root=Path(),
+            models={},
+            depth_estimator=None,
+            safety_concepts=None,
+            nsfw_detector=None,
+            problems=("no weights folder is set: pass --weights DIR, or --demo for the built-in demo weights",),
+        )
+    return locate(
+        settings.weights_dir,
+        {name: spec.repository for name, spec in MODELS.items()},
+        in_channels={name: spec.transformer_in_channels for name, spec in MODELS.items()},
+    )
+
+
+@asynccontextmanager
+async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    results = ResultFiles(settings.data_dir)
+    results.prepare()
+    database = JobDatabase(settings.data_dir / "jobs.sqlite3")
+    weights = find_weights(settings)
+    worker = WorkerSupervisor(
+        _load_message(settings, weights, results.spool),
+        load_limit_s=settings.load_limit_s,
+        step_limit_s=settings.step_limit_s,
+    )
+    jobs = JobService(database, queue_limit=settings.queue_limit, result_ttl_s=settings.result_ttl_s)
+    fetcher = Fetcher(_fetch_policy(settings))
+    dispatcher = Dispatcher(database, jobs, worker, results)
+    sweeper = Sweeper(database, results, result_ttl_s=settings.result_ttl_s, file_ttl_s=settings.file_ttl_s)
+    app.state.services = Services(
+        settings=settings,
+        accounts=app.state.accounts,
+        jobs=jobs,
+        results=results,
+        fetcher=fetcher,
+        worker=worker,
+        weights=weights,
+        demo=is_demo(weights.root),
+    )
+    for problem in weights.problems:
+        log.warning("weights", problem=problem)
+    if weights.models:
+        await worker.start()
+    await dispatcher.start()
+    await sweeper.start()
+    try:
+        yield
+    finally:
+        jobs.stop_accepting()
+        await sweeper.stop()
+        await dispatcher.stop(settings.drain_limit_s)
+        await worker.stop()
+        await fetcher.aclose()
+        database.close()
+
+
+def _load_message(settings: Settings, weights: Located, spool: Path) -> Load:
+    return Load(
+        version=PROTOCOL_VERSION,
+        models={name: str(folder.resolve()) for name, folder in weights.models.items()},
+        depth_estimator=str(weights.depth_estimator.resolve()) if weights.depth_estimator else None,
+        spool=str(spool.resolve()),
+        device=settings.device,
+        dtype=settings.dtype,
+    )
+
+
+def _fetch_policy(settings: Settings) -> FetchPolicy:
+    return FetchPolicy(
+        enabled=settings.fetch_urls,
+        allow_hosts=settings.fetch_hosts,
+        private_hosts=settings.fetch_private_hosts,
+        max_bytes=settings.max_picture_bytes,
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("flux-local-server")

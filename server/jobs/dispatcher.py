@@ -1,0 +1,174 @@
+"""Hands queued jobs to the worker, one at a time, and commits how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import structlog
+
+from server.errors import InvalidInput, ModelFailed, OutOfMemory, ServerError, WaitTimeout, WorkerCrashed
+from server.media.results import ResultFiles
+from server.worker.protocol import Done, Failed, Step, result_of, run_message
+from server.worker.supervisor import WorkerLost, WorkerState, WorkerStuck, WorkerSupervisor
+
+from .database import JobDatabase
+from .model import MAX_WORKER_DEATHS, Ending, Job, State
+from .service import JobService, Progress, Watch
+
+log = structlog.get_logger(__name__)
+
+STOP_LIMIT_S = 10.0
+
+ERRORS: dict[str, type[ServerError]] = {
+    "input": InvalidInput,
+    "out_of_memory": OutOfMemory,
+    "not_finite": ModelFailed,
+    "unknown": ModelFailed,
+}
+"""What a worker's failure kind means to the client."""
+
+
+class Dispatcher:
+    def __init__(
+        self, database: JobDatabase, service: JobService, worker: WorkerSupervisor, results: ResultFiles
+    ) -> None:
+        self._database, self._service, self._worker, self._results = database, service, worker, results
+        self._running: Job | None = None
+        self._endings: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        service.on_cancel = self._cancel_running
+
+    async def start(self) -> None:
+        """Takes up what an earlier run of the server left, then begins to dispatch."""
+        cancelled = await self._database.write(self._database.writer.recover, now=time.time())
+        for job in cancelled:
+            log.info("job cancelled, nobody waits for it after the restart", job=job.id)
+        self._service.arrived.set()
+        self._task = asyncio.create_task(self._dispatch(), name="dispatcher")
+
+    async def stop(self, drain_limit_s: float) -> None:
+        """Lets the running job finish within the limit, else stops it at a step and puts it back in the queue."""
+        self._stopping = True
+        self._service.arrived.set()
+        assert self._task is not None
+        if self._running:
+            await asyncio.wait([self._task], timeout=drain_limit_s)
+        if self._running:
+            self._worker.cancel(self._running.id, self._running.attempt)
+            await asyncio.wait([self._task], timeout=STOP_LIMIT_S)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._endings:
+            await asyncio.wait(self._endings, timeout=STOP_LIMIT_S)
+
+    async def _dispatch(self) -> None:
+        while not self._stopping:
+            await self._worker.wait_ready()
+            self._service.arrived.clear()
+            job = None if self._stopping else await self._database.write(self._database.writer.claim)
+            if job is None:
+                await self._service.arrived.wait()
+            elif self._worker.state is not WorkerState.READY:
+                await self._requeue(job, worker_died=False)
+            else:
+                self._running = job
+                try:
+                    await self._run(job, self._service.watch_of(job))
+                finally:
+                    self._running = None
+
+    async def _run(self, job: Job, watch: Watch) -> None:
+        queue_s = time.monotonic() - watch.submitted_mono_s
+        if watch.cancel_requested:
+            await self._finish(job, self._ending(State.CANCELLED, watch, queue_s, 0.0))
+            return
+        log.info("job started", job=job.id, attempt=job.attempt, model=job.request.model, queue_s=round(queue_s, 3))
+
+        def on_step(step: Step) -> None:
+            watch.progress = Progress(step.step, step.steps, step.step_s)
+
+        try:
+            outcome = await self._worker.run(run_message(job.id, job.attempt, job.request), on_step)
+        except WorkerStuck as error:
+            await self._fail(job, watch, queue_s, 0.0, WaitTimeout(str(error)))
+        except WorkerLost as error:
+            await self._lost(job, watch, queue_s, error)
+        else:
+            self._end_in_background(job, watch, queue_s, outcome)
+
+    def _end_in_background(self, job: Job, watch: Watch, queue_s: float, outcome: Done | Failed) -> None:
+        """Publishing takes some file syncs; the next job does not wait for them."""
+        task = asyncio.create_task(self._end(job, watch, queue_s, outcome))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _end(self, job: Job, watch: Watch, queue_s: float, outcome: Done | Failed) -> None:
+        if isinstance(outcome, Done):
+            await self._succeed(job, watch, queue_s, outcome)
+        elif outcome.kind == "cancelled" and self._stopping and not job.attached:
+            await self._requeue(job, worker_died=False)
+        elif outcome.kind == "cancelled":
+            ending = self._ending(State.CANCELLED, watch, queue_s, outcome.compute_s)
+            await self._finish(job, ending)
+        else:
+            error = ERRORS.get(outcome.kind, ModelFailed)(outcome.message)
+            await self._fail(job, watch, queue_s, outcome.compute_s, error)
+
+    async def _succeed(self, job: Job, watch: Watch, queue_s: float, done: Done) -> None:
+        try:
+            result = await self._results.publish(result_of(done))
+        except (OSError, ValueError) as error:
+            log.exception("result could not be published", job=job.id)
+            await self._fail(
+                job, watch, queue_s, done.compute_s, ModelFailed(f"The result could not be saved: {error}")
+            )
+            return
+        ending = self._ending(State.SUCCEEDED, watch, queue_s, done.compute_s)
+        await self._finish(job, replace(ending, result=result))
+
+    async def _lost(self, job: Job, watch: Watch, queue_s: float, error: WorkerLost) -> None:
+        deaths = job.deaths + 1
+        log.warning("worker lost during a job", job=job.id, attempt=job.attempt, deaths=deaths, reason=str(error))
+        if deaths >= MAX_WORKER_DEATHS:
+            await self._fail(job, watch, queue_s, 0.0, WorkerCrashed())
+        elif self._stopping and job.attached:
+            await self._finish(job, self._ending(State.CANCELLED, watch, queue_s, 0.0))
+        else:
+            watch.progress = None
+            await self._requeue(job, worker_died=not self._stopping)
+
+    async def _requeue(self, job: Job, *, worker_died: bool) -> None:
+        await self._database.write(self._database.writer.requeue, job.id, job.attempt, worker_died=worker_died)
+        self._service.arrived.set()
+
+    async def _fail(self, job: Job, watch: Watch, queue_s: float, compute_s: float, error: ServerError) -> None:
+        ending = self._ending(State.FAILED, watch, queue_s, compute_s)
+        await self._finish(job, replace(ending, error_code=error.code, error_text=error.message))
+
+    def _ending(self, state: State, watch: Watch, queue_s: float, compute_s: float) -> Ending:
+        total_s = time.monotonic() - watch.submitted_mono_s
+        return Ending(state=state, queue_s=queue_s, compute_s=compute_s, total_s=total_s)
+
+    async def _finish(self, job: Job, ending: Ending) -> None:
+        finished = await self._database.write(
+            self._database.writer.finish, job.id, job.attempt, ending, now=time.time()
+        )
+        if finished is None:
+            log.warning("ending of an old attempt dropped", job=job.id, attempt=job.attempt)
+            return
+        log.info(
+            "job ended",
+            job=job.id,
+            state=finished.state.value,
+            error=finished.error_code,
+            compute_s=round(ending.compute_s, 3),
+            total_s=round(ending.total_s, 3),
+        )
+        self._service.settled(finished)
+
+    def _cancel_running(self, job_id: str) -> None:
+        if self._running is not None and self._running.id == job_id:
+            self._worker.cancel(job_id, self._running.attempt)

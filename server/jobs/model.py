@@ -1,0 +1,124 @@
+"""A job, its states and the transitions between them. Pure: no clock, no database, no loop.
+
+    queued ──claim──► running ──► succeeded
+      │                  ├──────► failed
+      └──► cancelled ◄───┤
+    queued ◄──requeue────┘        (the worker was lost or the server stopped, and attempts are left)
+
+A finished job is deleted when its time is over; until then it never changes again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
+
+from pipelines.request import GenerationRequest, GenerationResult
+
+MAX_WORKER_DEATHS = 2
+"""A job during which the worker died this often fails, so that one poisonous request cannot keep the card down."""
+
+
+LEAST_AFTER_END_S = 600.0
+"""A job that waited long is kept at least this long after it ended, so that its caller can still fetch the result."""
+
+
+class State(StrEnum):
+    QUEUED = "queued"  # accepted and on disk, waiting for a worker
+    RUNNING = "running"  # a worker has it, under the row's attempt number
+    SUCCEEDED = "succeeded"  # its files are published
+    FAILED = "failed"  # ended with an error code and text
+    CANCELLED = "cancelled"  # its caller went away or asked for it
+
+    @property
+    def final(self) -> bool:
+        return self in FINAL
+
+
+FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+TRANSITIONS = frozenset(
+    {
+        (State.QUEUED, State.RUNNING),
+        (State.QUEUED, State.CANCELLED),
+        (State.RUNNING, State.SUCCEEDED),
+        (State.RUNNING, State.FAILED),
+        (State.RUNNING, State.CANCELLED),
+        (State.RUNNING, State.QUEUED),
+    }
+)
+
+
+class IllegalTransition(RuntimeError):
+    """A job was asked to go where the table of transitions does not lead."""
+
+
+def check_transition(old: State, new: State) -> None:
+    """Raises IllegalTransition for anything that is not in TRANSITIONS."""
+    if (old, new) not in TRANSITIONS:
+        raise IllegalTransition(f"{old} → {new}")
+
+
+class Lane(IntEnum):
+    """Callers that hold a connection open go before those that poll; first come, first served within each."""
+
+    INTERACTIVE = 0
+    BATCH = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to accept.
+
+    owner: the caller's id. attached: somebody waits on an open connection, so the job is dropped with it.
+    dialect: what the dialect wants to find again, opaque to everyone else. price_micro_usd: for the whole job.
+    budget_micro_usd: what the caller may spend in all, None for no limit.
+    """
+
+    id: str
+    owner: str
+    lane: Lane
+    attached: bool
+    request: GenerationRequest
+    dialect: dict[str, Any] = field(default_factory=dict)
+    price_micro_usd: int = 0
+    budget_micro_usd: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as its row has it. Times named `_at` are wall-clock seconds since 1970; `_s` are durations in seconds."""
+
+    id: str
+    seq: int
+    owner: str
+    lane: Lane
+    attached: bool
+    state: State
+    attempt: int
+    deaths: int
+    request: GenerationRequest
+    dialect: dict[str, Any]
+    price_micro_usd: int
+    submitted_at: float
+    queue_s: float | None = None
+    compute_s: float | None = None
+    total_s: float | None = None
+    finished_at: float | None = None
+    result: GenerationResult | None = None
+    error_code: str | None = None
+    error_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt ended: the final state with what belongs to it."""
+
+    state: State
+    queue_s: float
+    compute_s: float
+    total_s: float
+    result: GenerationResult | None = None
+    error_code: str | None = None
+    error_text: str | None = None

@@ -1,0 +1,69 @@
+"""Every SQL statement of the job store, by name."""
+
+from __future__ import annotations
+
+COLUMNS = (
+    "seq, id, owner, lane, attached, state, attempt, deaths, request, dialect, price_micro_usd, submitted_at,"
+    " queue_s, compute_s, total_s, finished_at, result, error_code, error_text"
+)
+
+COUNT_QUEUED = "SELECT count(*) FROM jobs WHERE state = 'queued'"
+
+INSERT = """
+INSERT INTO jobs (id, owner, lane, attached, state, request, input_name, dialect, price_micro_usd, submitted_at)
+VALUES (:id, :owner, :lane, :attached, 'queued', :request, :input_name, :dialect, :price_micro_usd, :submitted_at)
+"""
+
+GET = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"  # noqa: S608
+
+CLAIM = f"""
+UPDATE jobs SET state = 'running', attempt = attempt + 1
+WHERE seq = (SELECT seq FROM jobs WHERE state = 'queued' ORDER BY lane, seq LIMIT 1)
+RETURNING {COLUMNS}
+"""  # noqa: S608
+
+FINISH = f"""
+UPDATE jobs SET state = :state, queue_s = :queue_s, compute_s = :compute_s, total_s = :total_s,
+    finished_at = :finished_at, result = :result, error_code = :error_code, error_text = :error_text
+WHERE id = :id AND attempt = :attempt AND state = 'running'
+RETURNING {COLUMNS}
+"""  # noqa: S608
+
+CANCEL_QUEUED = f"""
+UPDATE jobs SET state = 'cancelled', finished_at = :finished_at, queue_s = :queue_s, compute_s = 0, total_s = :queue_s
+WHERE id = :id AND state = 'queued'
+RETURNING {COLUMNS}
+"""  # noqa: S608
+
+REQUEUE = """
+UPDATE jobs SET state = 'queued', deaths = deaths + :deaths
+WHERE id = :id AND attempt = :attempt AND state = 'running'
+"""
+
+# After a restart nobody waits for attached jobs any more, and whatever ran has no worker.
+RECOVER_ATTACHED = f"""
+UPDATE jobs SET state = 'cancelled', finished_at = :now, queue_s = 0, compute_s = 0, total_s = 0
+WHERE attached = 1 AND state IN ('queued', 'running')
+RETURNING {COLUMNS}
+"""  # noqa: S608
+
+RECOVER_RUNNING = "UPDATE jobs SET state = 'queued' WHERE state = 'running'"
+
+DELETE_EXPIRED = """
+DELETE FROM jobs WHERE seq IN (
+    SELECT seq FROM jobs WHERE finished_at IS NOT NULL AND finished_at <= :finished_before
+        AND submitted_at <= :submitted_before
+    LIMIT :limit
+)
+"""
+
+INPUTS_IN_USE = """
+SELECT DISTINCT input_name FROM jobs WHERE state IN ('queued', 'running') AND input_name IS NOT NULL
+"""
+
+SPENT = "SELECT micro_usd FROM spending WHERE owner = ?"
+
+SPEND = """
+INSERT INTO spending (owner, micro_usd) VALUES (:owner, :micro_usd)
+ON CONFLICT (owner) DO UPDATE SET micro_usd = micro_usd + :micro_usd
+"""

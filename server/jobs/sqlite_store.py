@@ -1,0 +1,171 @@
+"""The job store on SQLite: write-ahead log, synchronous=FULL, one connection that writes.
+
+A commit is on disk when it returns. Readers use a connection of their own that never writes or checkpoints: with two
+writing connections some SQLite releases before 3.51.3 can corrupt the log.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pipelines.request import GenerationRequest, GenerationResult
+
+from . import queries
+from .model import Ending, Job, Lane, NewJob, State, check_transition
+from .store import CannotPay, QueueFull
+
+
+class SqliteStore:
+    """JobStore on one SQLite file. Not safe for several threads at once; `JobDatabase` gives each its own."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA busy_timeout = 10000")
+        if read_only:
+            self._connection.execute("PRAGMA query_only = ON")
+            self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+        else:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.executescript(files(__package__).joinpath("schema.sql").read_text("utf-8"))
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def submit(self, new: NewJob, *, now: float, queue_limit: int) -> Job:
+        with self._transaction():
+            if self.count_queued() >= queue_limit:
+                raise QueueFull(
+                    f"The queue is full: {queue_limit} jobs are waiting. Try again in a minute.", retry_after_s=60
+                )
+            self._reserve(new)
+            self._connection.execute(queries.INSERT, _insert_values(new, now))
+            return _job(self._connection.execute(queries.GET, (new.id,)).fetchone())
+
+    def get(self, job_id: str) -> Job | None:
+        row = self._connection.execute(queries.GET, (job_id,)).fetchone()
+        return _job(row) if row else None
+
+    def claim(self) -> Job | None:
+        with self._transaction():
+            row = self._connection.execute(queries.CLAIM).fetchone()
+        return _job(row) if row else None
+
+    def finish(self, job_id: str, attempt: int, ending: Ending, *, now: float) -> Job | None:
+        check_transition(State.RUNNING, ending.state)
+        with self._transaction():
+            row = self._connection.execute(queries.FINISH, _finish_values(job_id, attempt, ending, now)).fetchone()
+            if row is None:
+                return None
+            job = _job(row)
+            if job.state is not State.SUCCEEDED:
+                self._refund(job)
+        return job
+
+    def cancel_queued(self, job_id: str, *, now: float) -> Job | None:
+        with self._transaction():
+            before = self.get(job_id)
+            if before is None:
+                return None
+            values = {"id": job_id, "finished_at": now, "queue_s": max(now - before.submitted_at, 0.0)}
+            row = self._connection.execute(queries.CANCEL_QUEUED, values).fetchone()
+            if row is None:
+                return None
+            job = _job(row)
+            self._refund(job)
+        return job
+
+    def requeue(self, job_id: str, attempt: int, *, worker_died: bool) -> bool:
+        values = {"id": job_id, "attempt": attempt, "deaths": int(worker_died)}
+        with self._transaction():
+            return self._connection.execute(queries.REQUEUE, values).rowcount == 1
+
+    def recover(self, *, now: float) -> list[Job]:
+        with self._transaction():
+            cancelled = [_job(row) for row in self._connection.execute(queries.RECOVER_ATTACHED, {"now": now})]
+            for job in cancelled:
+                self._refund(job)
+            self._connection.execute(queries.RECOVER_RUNNING)
+        return cancelled
+
+    def delete_expired(self, *, submitted_before: float, finished_before: float, limit: int) -> int:
+        values = {"submitted_before": submitted_before, "finished_before": finished_before, "limit": limit}
+        with self._transaction():
+            return self._connection.execute(queries.DELETE_EXPIRED, values).rowcount
+
+    def count_queued(self) -> int:
+        return int(self._connection.execute(queries.COUNT_QUEUED).fetchone()[0])
+
+    def inputs_in_use(self) -> set[str]:
+        return {row[0] for row in self._connection.execute(queries.INPUTS_IN_USE)}
+
+    def spent_micro_usd(self, owner: str) -> int:
+        row = self._connection.execute(queries.SPENT, (owner,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _reserve(self, new: NewJob) -> None:
+        if new.budget_micro_usd is not None:
+            balance = new.budget_micro_usd - self.spent_micro_usd(new.owner)
+            if balance < new.price_micro_usd:
+                raise CannotPay(balance, new.price_micro_usd)
+        self._connection.execute(queries.SPEND, {"owner": new.owner, "micro_usd": new.price_micro_usd})
+
+    def _refund(self, job: Job) -> None:
+        self._connection.execute(queries.SPEND, {"owner": job.owner, "micro_usd": -job.price_micro_usd})
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+
+def _insert_values(new: NewJob, now: float) -> dict[str, Any]:
+    return {
+        "id": new.id,
+        "owner": new.owner,
+        "lane": int(new.lane),
+        "attached": int(new.attached),
+        "request": json.dumps(new.request.to_json()),
+        "input_name": new.request.control_image,
+        "dialect": json.dumps(new.dialect),
+        "price_micro_usd": new.price_micro_usd,
+        "submitted_at": now,
+    }
+
+
+def _finish_values(job_id: str, attempt: int, ending: Ending, now: float) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "attempt": attempt,
+        "state": ending.state.value,
+        "queue_s": ending.queue_s,
+        "compute_s": ending.compute_s,
+        "total_s": ending.total_s,
+        "finished_at": now,
+        "result": json.dumps(ending.result.to_json()) if ending.result else None,
+        "error_code": ending.error_code,
+        "error_text": ending.error_text,
+    }
+
+
+def _job(row: sqlite3.Row) -> Job:
+    fields = dict(row)
+    fields["lane"] = Lane(fields["lane"])
+    fields["state"] = State(fields["state"])
+    fields["attached"] = bool(fields["attached"])
+    fields["request"] = GenerationRequest.from_json(json.loads(fields["request"]))
+    fields["dialect"] = json.loads(fields["dialect"])
+    fields["result"] = GenerationResult.from_json(json.loads(fields["result"])) if fields["result"] else None
+    return Job(**fields)

@@ -1,0 +1,66 @@
+"""What the job service needs of a store. SQLite is the one behind it; another database can take its place.
+
+Every method that changes something is one transaction and is on disk when it returns.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from server.errors import InsufficientCredits, TooManyRequests
+
+from .model import Ending, Job, NewJob
+
+
+class QueueFull(TooManyRequests):
+    """The queue is full. Try again in a minute."""
+
+    code = "queue_full"
+
+
+class CannotPay(InsufficientCredits):
+    """The caller's balance does not cover the job."""
+
+    def __init__(self, balance_micro_usd: int, price_micro_usd: int) -> None:
+        super().__init__(
+            f"Insufficient credits: the balance is ${balance_micro_usd / 1e6:.6f} and this call costs"
+            f" ${price_micro_usd / 1e6:.6f}."
+        )
+
+
+class JobStore(Protocol):
+    def submit(self, new: NewJob, *, now: float, queue_limit: int) -> Job:
+        """Accepts a job and reserves its price. Raises QueueFull, CannotPay."""
+
+    def get(self, job_id: str) -> Job | None:
+        """The job's row, or None."""
+
+    def claim(self) -> Job | None:
+        """The next queued job, now running under a new attempt number, or None."""
+
+    def finish(self, job_id: str, attempt: int, ending: Ending, *, now: float) -> Job | None:
+        """Ends the attempt. None, and nothing changes, when the job is not running under this attempt.
+
+        The price is given back unless the job succeeded.
+        """
+
+    def cancel_queued(self, job_id: str, *, now: float) -> Job | None:
+        """Cancels a job that still waits. None when it does not wait (any more)."""
+
+    def requeue(self, job_id: str, attempt: int, *, worker_died: bool) -> bool:
+        """Puts a running job back in its place. False when it is not running under this attempt."""
+
+    def recover(self, *, now: float) -> list[Job]:
+        """After a start: requeues what ran, cancels what was attached. Returns the cancelled ones."""
+
+    def delete_expired(self, *, submitted_before: float, finished_before: float, limit: int) -> int:
+        """Deletes up to `limit` finished jobs that are old enough on both counts. Returns how many."""
+
+    def count_queued(self) -> int:
+        """How many jobs wait."""
+
+    def inputs_in_use(self) -> set[str]:
+        """Names of the control images that unfinished jobs need."""
+
+    def spent_micro_usd(self, owner: str) -> int:
+        """What this caller has spent, unfinished jobs included."""

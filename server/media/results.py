@@ -1,0 +1,147 @@
+"""Pictures on disk: control images that jobs need, and files that have a public URL.
+
+    data/spool/inputs/<sha256>.<ext>    control images, by content
+    data/spool/outputs/…                what the worker wrote, not yet published
+    data/files/<token>.<ext>            published results and uploads; the token is 128 random bits
+
+A published file's name is its permission: whoever knows it may read it, as at the service whose API this speaks.
+Publishing is crash-safe: contents synced, renamed into place, folder synced, and only then is the job's row committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.request import GenerationResult, OutputFile
+
+MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+
+_FILE_NAME = re.compile(r"[0-9a-f]{32}\.(?:jpg|png|webp)")
+
+
+class TornResult(ValueError):
+    """A file is not what the worker said that it wrote."""
+
+
+class ResultFiles:
+    """The data folder's pictures. Blocking work runs in threads."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.spool = data_dir / "spool"
+        self._inputs, self._outputs = self.spool / "inputs", self.spool / "outputs"
+        self._files = data_dir / "files"
+        # Held while an input is looked up and kept, or looked up and removed: the two must not interleave.
+        self._inputs_lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Makes the folders and clears what an earlier run drew but did not publish."""
+        shutil.rmtree(self._outputs, ignore_errors=True)
+        for folder in (self._inputs, self._outputs, self._files):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    async def keep_input(self, data: bytes, extension: str) -> str:
+        """Keeps a control image for a job, on disk when this returns. Returns its name, which is its content's hash."""
+        return await asyncio.to_thread(self._keep_input, data, extension)
+
+    async def keep_upload(self, data: bytes, extension: str) -> str:
+        """Publishes an uploaded picture. Returns its file name."""
+        return await asyncio.to_thread(self._keep_upload, data, extension)
+
+    async def publish(self, result: GenerationResult) -> GenerationResult:
+        """Moves a result's files from the spool to their public names.
+
+        Returns the result with those names. Raises TornResult when a file is not what was announced, and OSError.
+        """
+        return await asyncio.to_thread(self._publish, result)
+
+    def find(self, name: str) -> Path | None:
+        """The published file of that name, or None."""
+        if not _FILE_NAME.fullmatch(name):
+            return None
+        path = self._files / name
+        return path if path.is_file() else None
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self._files).free
+
+    def remove_inputs(self, in_use: set[str], *, older_than_s: float) -> int:
+        """Removes control images that no unfinished job needs. Returns how many."""
+        removed = 0
+        for path in self._inputs.iterdir():
+            with self._inputs_lock:
+                if path.name not in in_use and time.time() - path.stat().st_mtime > older_than_s:
+                    path.unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+    def remove_files(self, *, older_than_s: float) -> int:
+        """Removes published files that are older than that. Returns how many."""
+        old = [path for path in self._files.iterdir() if time.time() - path.stat().st_mtime > older_than_s]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+    def _keep_input(self, data: bytes, extension: str) -> str:
+        path = self._inputs / f"{hashlib.sha256(data).hexdigest()}.{extension}"
+        with self._inputs_lock:
+            if path.exists():
+                os.utime(path)
+            else:
+                _write_durably(path, data)
+        return path.name
+
+    def _keep_upload(self, data: bytes, extension: str) -> str:
+        path = self._files / _new_name(extension)
+        _write_durably(path, data)
+        return path.name
+
+    def _publish(self, result: GenerationResult) -> GenerationResult:
+        images = tuple(self._place(image) for image in result.images)
+        depth_map = self._place(result.depth_map) if result.depth_map else None
+        _sync_folder(self._files)
+        return replace(result, images=images, depth_map=depth_map)
+
+    def _place(self, output: OutputFile) -> OutputFile:
+        source = self._outputs / output.file
+        if hashlib.sha256(source.read_bytes()).hexdigest() != output.sha256:
+            raise TornResult(f"{output.file} is not what the worker announced")
+        _sync_file(source)
+        name = _new_name(output.format)
+        source.rename(self._files / name)
+        return replace(output, file=name)
+
+
+def _new_name(extension: str) -> str:
+    return f"{secrets.token_hex(16)}.{extension}"
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    _sync_folder(path.parent)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

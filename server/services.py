@@ -1,0 +1,40 @@
+"""What the routes work with, put together once by `app`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from weights.locate import Located
+
+from .accounts import Accounts, Caller
+from .jobs.service import JobService
+from .media.fetch import Fetcher
+from .media.results import ResultFiles
+from .settings import Settings
+from .worker.supervisor import WorkerSupervisor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    settings: Settings
+    accounts: Accounts
+    jobs: JobService
+    results: ResultFiles
+    fetcher: Fetcher
+    worker: WorkerSupervisor
+    weights: Located
+    demo: bool
+    """The weights are the built-in demo ones: every picture says so."""
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent this request; the guard has put it there before any route ran."""
+    caller: Caller = request.state.caller
+    return caller

@@ -1,0 +1,142 @@
+"""Settings: one frozen table, read from the environment (`FLUX_…`) or a TOML file, and from nowhere else.
+
+No other file of the project reads the environment. The README's settings table lists every field (a test keeps it so).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+Names = Annotated[tuple[str, ...], NoDecode]
+"""A list that the environment gives as text separated by commas, and TOML as an array."""
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set. Money is in USD, sizes in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUX_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs an API key.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    data_dir: Path = Field(Path("data"), description="Folder of the job database, uploaded and generated pictures.")
+    weights_dir: Path | None = Field(None, description="Folder of model folders in diffusers' layout.")
+    demo: bool = Field(False, description="Use the small built-in demo weights instead of real ones.")
+    device: str = Field("auto", description="Where to compute: auto, cuda, cuda:1, cpu.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Precision; auto is bfloat16 on a card and float32 on the CPU."
+    )
+
+    api_keys: Names = Field((), description="Keys that are let in, separated by commas. Without any, everyone is.")
+    allow_bearer: bool = Field(True, description="Take the key from `Authorization: Bearer` too.")
+    credits: dict[str, float] = Field(default_factory=dict, description="Budget in USD per key; others have no limit.")
+    unlimited_balance: float = Field(1_000_000.0, description="Balance in USD shown to a key without a budget.")
+    prices: dict[str, float] = Field(default_factory=dict, description="Price in USD per image and slug.")
+    no_credits_status_v2: Literal[402, 406] = Field(406, description="HTTP status of a v2 call that cannot be paid.")
+
+    public_url: str | None = Field(None, description="Base of all URLs in replies; else the request's own host.")
+    trusted_proxies: Names = Field((), description="Addresses or networks whose X-Forwarded-* headers are believed.")
+    flux_dev_reply: Literal["json", "image"] = Field("json", description="What v1 flux-dev answers by default.")
+
+    queue_limit: int = Field(10_000, ge=1, description="Jobs that may wait; one more is refused with 429.")
+    wait_limit_s: float = Field(600.0, gt=0, description="Longest time that a v1 call waits before 504.")
+    result_ttl_s: float = Field(3600.0, gt=0, description="Time from submission after which a request is forgotten.")
+    file_ttl_s: float = Field(7 * 86400.0, gt=0, description="Time for which generated and uploaded files are kept.")
+    load_limit_s: float = Field(1800.0, gt=0, description="Longest time that loading the models may take.")
+    step_limit_s: float = Field(120.0, gt=0, description="Longest time without a step before the worker is replaced.")
+    drain_limit_s: float = Field(30.0, ge=0, description="Time that a running job gets to finish at shutdown.")
+
+    max_body_bytes: int = Field(32 * 1024 * 1024, gt=0, description="Largest request body.")
+    max_picture_bytes: int = Field(20 * 1024 * 1024, gt=0, description="Largest control image file.")
+    max_picture_pixels: int = Field(16_777_216, gt=0, description="Most pixels of a control image.")
+    body_limit_s: float = Field(30.0, gt=0, description="Time that a request's body may take to arrive.")
+    min_free_bytes: int = Field(2 * 1024**3, ge=0, description="Disk space below which new work is refused.")
+
+    fetch_urls: bool = Field(True, description="Fetch control images that are given as a URL.")
+    fetch_hosts: Names = Field(
+        (), description="Only these hosts, exact or `*.example.org`; empty means any public one."
+    )
+    fetch_private_hosts: Names = Field((), description="Hosts, or host:port, that may be fetched although private.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Form of the log lines.")
+    log_prompts: bool = Field(False, description="Log prompts as they are rather than by length and hash.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, then environment, then the TOML file that FLUX_CONFIG names (`flux-server.toml` by default)."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_file())
+
+    @field_validator("api_keys", "trusted_proxies", "fetch_hosts", "fetch_private_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ipaddress.ip_network(network, strict=False)
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _check_exposure(self) -> Settings:
+        if not self.api_keys and not is_loopback(self.host):
+            raise ValueError(
+                f"refusing to listen on {self.host} without an API key: anyone who can reach this machine could use "
+                "the GPU. Set FLUX_API_KEYS=SG_… (make one with `openssl rand -hex 8`), or listen on 127.0.0.1."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_credits(self) -> Settings:
+        unknown = set(self.credits) - set(self.api_keys)
+        if unknown:
+            raise ValueError(f"credits name {len(unknown)} key(s) that are not among api_keys")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """True for addresses that only this machine can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def environment_without_settings() -> dict[str, str]:
+    """The environment for a child process that shall run with default settings: everything but FLUX_…."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
+
+
+def _config_file() -> Path:
+    return Path(os.environ.get("FLUX_CONFIG", "flux-server.toml"))

@@ -1,0 +1,197 @@
+"""The worker process: loads the models, runs one job at a time, speaks `protocol` over its standard streams.
+
+It is the one file of this package that may import the engine, and it does so after its streams are in place, so that
+imports cannot write into the message stream. It leaves when the parent's pipe closes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from .protocol import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Done,
+    Down,
+    Failed,
+    Fatal,
+    Load,
+    Ready,
+    Run,
+    Shutdown,
+    Step,
+    Up,
+    decode,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from pipelines.engine import Engine
+
+FATAL_EXIT = 70
+_PR_SET_PDEATHSIG = 1
+
+
+class Wire:
+    """The child's end: messages in from a reader thread, messages out under a lock, cancels noted as they come."""
+
+    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
+        self._source, self._sink = source, sink
+        self._write_lock = threading.Lock()
+        self._cancelled: set[tuple[str, int]] = set()
+        self.inbox: queue.SimpleQueue[Down] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="wire", daemon=True).start()
+
+    def send(self, message: Up) -> None:
+        with self._write_lock:
+            self._sink.write(encode(message))
+            self._sink.flush()
+
+    def is_cancelled(self, run: Run) -> bool:
+        return (run.job, run.attempt) in self._cancelled
+
+    def forget(self, run: Run) -> None:
+        self._cancelled.discard((run.job, run.attempt))
+
+    def _read(self) -> None:
+        for line in self._source:
+            message = decode(line)
+            if isinstance(message, Cancel):
+                self._cancelled.add((message.job, message.attempt))
+            else:
+                self.inbox.put(message)
+        # The parent is gone. Nothing that is computed here can be delivered any more.
+        os._exit(0)
+
+
+def main() -> None:
+    wire = _take_streams()
+    _die_with_parent()
+    load = wire.inbox.get()
+    if not isinstance(load, Load) or load.version != PROTOCOL_VERSION:
+        _leave(wire, Fatal(reason="protocol", message=f"expected Load of protocol {PROTOCOL_VERSION}, got {load}"))
+        return
+    try:
+        engine = _load(wire, load)
+    except Exception as error:
+        _leave(wire, Fatal(reason="load", message=f"{type(error).__name__}: {error}"))
+        return
+    _serve(wire, engine, Path(load.spool))
+
+
+def _take_streams() -> Wire:
+    """Keeps the standard streams for messages and points stdout at stderr, so that a stray print is only a log line."""
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return Wire(source, sink)
+
+
+def _die_with_parent() -> None:
+    """Ctrl-C in a terminal reaches the whole group; the parent decides when the child leaves, and takes it along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _load(wire: Wire, load: Load) -> Engine:
+    start = time.monotonic()
+    # Set before the libraries are imported, since they read them then: no hub is asked, no bars are drawn.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    from pipelines.components import load_components, pick_device, pick_dtype
+    from pipelines.engine import Engine
+    from pipelines.warmup import warm_up
+
+    device = pick_device(load.device)
+    components = load_components(
+        {name: Path(folder) for name, folder in load.models.items()},
+        Path(load.depth_estimator) if load.depth_estimator else None,
+        device=device,
+        dtype=pick_dtype(load.dtype, device),
+    )
+    engine = Engine(components)
+    loaded = time.monotonic()
+    warm_up(engine)
+    wire.send(
+        Ready(
+            version=PROTOCOL_VERSION,
+            models=list(engine.model_names),
+            device=str(device),
+            load_s=loaded - start,
+            warmup_s=time.monotonic() - loaded,
+        )
+    )
+    return engine
+
+
+def _serve(wire: Wire, engine: Engine, spool: Path) -> None:
+    while True:
+        message = wire.inbox.get()
+        if isinstance(message, Shutdown):
+            return
+        if isinstance(message, Run):
+            _run(wire, engine, spool, message)
+            wire.forget(message)
+
+
+def _run(wire: Wire, engine: Engine, spool: Path, run: Run) -> None:
+    from pipelines.engine import Cancelled, StepReport
+    from pipelines.faults import release_memory
+    from pipelines.request import GenerationRequest
+    from pipelines.spool import draw
+
+    start = time.monotonic()
+
+    def report(step: StepReport) -> None:
+        wire.send(Step(job=run.job, attempt=run.attempt, step=step.step, steps=step.steps, step_s=step.step_s))
+
+    try:
+        result = draw(
+            engine,
+            GenerationRequest.from_json(run.request),
+            spool,
+            name=f"{run.job}.{run.attempt}",
+            on_step=report,
+            cancelled=lambda: wire.is_cancelled(run),
+        )
+    except Cancelled:
+        failure = ("cancelled", "cancelled")
+    except Exception as error:
+        failure = _sort(wire, run, error)
+    else:
+        wire.send(Done(job=run.job, attempt=run.attempt, result=result.to_json(), compute_s=time.monotonic() - start))
+        return
+    # Outside the except blocks: an exception's traceback holds the tensors that have to go before memory is free.
+    release_memory()
+    kind, text = failure
+    wire.send(Failed(job=run.job, attempt=run.attempt, kind=kind, message=text, compute_s=time.monotonic() - start))
+
+
+def _sort(wire: Wire, run: Run, error: Exception) -> tuple[str, str]:
+    """The failure to report, or the end of this process when the device cannot be used any more."""
+    from pipelines.decode import NotFinite
+    from pipelines.faults import classify
+
+    kind = "not_finite" if isinstance(error, NotFinite) else classify(error)
+    if kind == "fatal":
+        _leave(wire, Fatal(reason="device", message=str(error), job=run.job))
+    print(f"job {run.job} failed ({kind}): {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    return kind, str(error)
+
+
+def _leave(wire: Wire, last_words: Fatal) -> None:
+    """Ends the process at once: after a CUDA fault even a clean exit can hang in the driver."""
+    wire.send(last_words)
+    os._exit(FATAL_EXIT)
+
+
+if __name__ == "__main__":
+    main()

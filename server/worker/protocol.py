@@ -1,0 +1,142 @@
+"""Everything that crosses the line between the server and its worker: small, versioned, JSON-able dataclasses.
+
+One message is one line of JSON. Pictures cross as files in the spool folder. The child knows nothing of its parent but
+this file, so the same worker can serve another kind of queue on another machine.
+
+    down   Load · Run · Cancel · Shutdown
+    up     Ready · Step · Done · Failed · Fatal
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipelines.request import GenerationRequest, GenerationResult
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Load these models' folders and warm up. Answered by Ready or Fatal."""
+
+    version: int
+    models: dict[str, str]
+    depth_estimator: str | None
+    spool: str
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Compute one request. `attempt` comes back in every message about it."""
+
+    job: str
+    attempt: int
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stop this job before its next step. Answered by the job's Failed with kind "cancelled", or by its Done."""
+
+    job: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    """Leave once idle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Loaded and warmed up: one small generation per model has run."""
+
+    version: int
+    models: list[str]
+    device: str
+    load_s: float
+    warmup_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """`step` of `steps` is done; `step_s` seconds for this one."""
+
+    job: str
+    attempt: int
+    step: int
+    steps: int
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """Finished. The result's files lie in the spool's output folder. compute_s: seconds from Run to here."""
+
+    job: str
+    attempt: int
+    result: dict[str, Any]
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The job ended without pictures; the worker goes on.
+
+    kind: input, out_of_memory, not_finite, unknown or cancelled.
+    """
+
+    job: str
+    attempt: int
+    kind: str
+    message: str
+    compute_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fatal:
+    """This process cannot go on and leaves now. reason: load, device or protocol."""
+
+    reason: str
+    message: str
+    job: str | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+Down = Load | Run | Cancel | Shutdown
+Up = Ready | Step | Done | Failed | Fatal
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Load, Run, Cancel, Shutdown, Ready, Step, Done, Failed, Fatal)
+}
+
+
+class ProtocolError(ValueError):
+    """A line that is no message of this protocol."""
+
+
+def encode(message: Down | Up) -> bytes:
+    """One message as one line of UTF-8 JSON with its newline."""
+    return json.dumps({"kind": type(message).__name__, **asdict(message)}, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Any:
+    """The message that a line holds. Raises ProtocolError for anything else."""
+    try:
+        fields = json.loads(line)
+        return _KINDS[fields.pop("kind")](**fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"not a message of protocol {PROTOCOL_VERSION}: {line[:200]!r}") from error
+
+
+def run_message(job: str, attempt: int, request: GenerationRequest) -> Run:
+    return Run(job=job, attempt=attempt, request=request.to_json())
+
+
+def result_of(message: Done) -> GenerationResult:
+    return GenerationResult.from_json(message.result)

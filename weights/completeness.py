@@ -1,0 +1,102 @@
+"""What a model folder must hold before anything tries to load it. Looks at names and small JSON files only.
+
+Each function gives the first thing that is wrong, starting with its path inside the folder, or None.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PUBLISHED_IN_CHANNELS = 64
+"""What FluxTransformer2DModel reads where its config.json says nothing."""
+
+
+def flux_problem(folder: Path, in_channels: int | None) -> str | None:
+    """A FLUX folder in diffusers' layout whose transformer reads `in_channels` packed channels (None: any number)."""
+    return _first(
+        lambda: _files(folder, "model_index.json"),
+        lambda: _model(folder, "transformer", "diffusion_pytorch_model"),
+        lambda: _channels(folder / "transformer" / "config.json", in_channels),
+        lambda: _model(folder, "text_encoder", "model"),
+        lambda: _model(folder, "text_encoder_2", "model"),
+        lambda: _model(folder, "vae", "diffusion_pytorch_model"),
+        lambda: _files(folder, "scheduler/scheduler_config.json"),
+        lambda: _vocabulary(folder, "tokenizer", ("vocab.json", "merges.txt")),
+        lambda: _vocabulary(folder, "tokenizer_2", ("spiece.model",)),
+    )
+
+
+def classifier_problem(folder: Path) -> str | None:
+    """A single model in transformers' layout with its image processor: depth estimator, safety checker, detector."""
+    return _first(lambda: _model(folder, "", "model"), lambda: _files(folder, "preprocessor_config.json"))
+
+
+def _first(*checks: Callable[[], str | None]) -> str | None:
+    return next((problem for check in checks if (problem := check())), None)
+
+
+def _files(folder: Path, *names: str) -> str | None:
+    return next((f"{name} is missing" for name in names if not (folder / name).is_file()), None)
+
+
+def _model(folder: Path, part: str, stem: str) -> str | None:
+    """A component: config.json and `stem`.safetensors, or every shard that `stem`.safetensors.index.json names."""
+    prefix = f"{part}/" if part else ""
+    if problem := _files(folder, f"{prefix}config.json"):
+        return problem
+    index = f"{prefix}{stem}.safetensors.index.json"
+    if (folder / index).is_file():
+        return _shards(folder, prefix, index)
+    weights = f"{prefix}{stem}.safetensors"
+    if (folder / weights).is_file():
+        return None
+    if pickle := _pickle(folder / part):
+        return f"{weights} is missing; {prefix}{pickle} is a pickle, and only safetensors are loaded"
+    return f"{weights} is missing"
+
+
+def _shards(folder: Path, prefix: str, index: str) -> str | None:
+    try:
+        names = sorted(set(_json(folder / index)["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return f"{index} cannot be read"
+    if not names:
+        return f"{index} names no files"
+    missing = _files(folder, *(f"{prefix}{name}" for name in names))
+    return f"{missing}, which {index} names" if missing else None
+
+
+def _pickle(folder: Path) -> str | None:
+    return next((path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))), None)
+
+
+def _channels(config: Path, expected: int | None) -> str | None:
+    if expected is None:
+        return None
+    try:
+        found = _json(config).get("in_channels", PUBLISHED_IN_CHANNELS)
+    except (OSError, ValueError):
+        return "transformer/config.json cannot be read"
+    if found == expected:
+        return None
+    return f"transformer/config.json says in_channels {found}, not {expected}: these are another model's weights"
+
+
+def _vocabulary(folder: Path, part: str, slow_files: tuple[str, ...]) -> str | None:
+    """A tokenizer: its settings, and its vocabulary as tokenizer.json or in the older files."""
+    if problem := _files(folder, f"{part}/tokenizer_config.json"):
+        return problem
+    if (folder / part / "tokenizer.json").is_file():
+        return None
+    return _files(folder, *(f"{part}/{name}" for name in slow_files))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content

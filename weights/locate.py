@@ -1,0 +1,130 @@
+"""Finds model folders under a weights directory, and says exactly what is wrong with those that cannot be used.
+
+Three ways of lying there are known: `<root>/FLUX.1-dev`, `<root>/black-forest-labs/FLUX.1-dev`, and the hub client's
+download cache, `<root>/models--black-forest-labs--FLUX.1-dev/snapshots/<revision>`, with or without `hub/` before it.
+The first complete folder counts. Nothing is loaded and nothing is downloaded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from .completeness import classifier_problem, flux_problem
+
+DEPTH_ESTIMATOR = "LiheYoung/depth-anything-large-hf"
+SAFETY_CONCEPTS = "CompVis/stable-diffusion-safety-checker"
+NSFW_DETECTOR = "Falconsai/nsfw_image_detection"
+
+CONTROL_IN_CHANNELS = 128
+"""A transformer that reads this many channels is steered by a control image, so its model needs a depth estimator."""
+
+
+class WeightsMissing(LookupError):
+    """Weights that are needed are not there. The text says what is missing, where it was looked for, and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """What was found under `root`.
+
+    models: folder of each usable model, in diffusers' layout, by model name.
+    depth_estimator, safety_concepts, nsfw_detector: folders in transformers' layout, None where absent or incomplete.
+    problems: one sentence for each thing that was asked for or begun and cannot be used.
+    """
+
+    root: Path
+    models: dict[str, Path]
+    depth_estimator: Path | None
+    safety_concepts: Path | None
+    nsfw_detector: Path | None
+    problems: tuple[str, ...]
+
+    def folder(self, name: str) -> Path:
+        """The folder of model `name`. Raises WeightsMissing, with that model's problems, where it is not usable."""
+        if name in self.models:
+            return self.models[name]
+        reasons = (problem for problem in self.problems if problem.startswith(f"{name}: "))
+        raise WeightsMissing("\n".join((f"{name} has no usable weights under {self.root}.", *reasons)))
+
+
+def locate(root: Path, repositories: Mapping[str, str], in_channels: Mapping[str, int] | None = None) -> Located:
+    """Looks under `root` for each model of `repositories` (model name to hub repository) and for the helper models.
+
+    in_channels: packed channels that a model's transformer must read, by model name; models not named are not checked.
+    A control model is listed, with a problem, also where the depth estimator is not: it still takes ready depth maps.
+    Where nothing is found, the result is empty and its problems say why. Raises OSError where `root` cannot be read.
+    """
+    models: dict[str, Path] = {}
+    problems: list[str] = []
+    for name, repository in repositories.items():
+        channels = (in_channels or {}).get(name)
+        folder, wrong = _find(root, repository, (), partial(flux_problem, in_channels=channels))
+        if folder:
+            models[name] = folder
+        elif not wrong:
+            wrong = [f"not found. {_absent(root, repository)}"]
+        problems += [f"{name}: {text}" for text in wrong]
+    depth_estimator, wrong_depth = _find(root, DEPTH_ESTIMATOR, (), classifier_problem)
+    safety_concepts, wrong_concepts = _find(root, SAFETY_CONCEPTS, ("safety-concepts",), classifier_problem)
+    nsfw_detector, wrong_detector = _find(root, NSFW_DETECTOR, ("nsfw-image-detection",), classifier_problem)
+    problems += [f"depth estimator: {text}" for text in wrong_depth]
+    problems += [f"safety checker: {text}" for text in (*wrong_concepts, *wrong_detector)]
+    if depth_estimator is None:
+        control_models = (name for name in models if (in_channels or {}).get(name) == CONTROL_IN_CHANNELS)
+        problems += [
+            f"{name}: takes ready depth maps only, without the depth estimator. {_absent(root, DEPTH_ESTIMATOR)}"
+            for name in control_models
+        ]
+    return Located(
+        root=root,
+        models=models,
+        depth_estimator=depth_estimator,
+        safety_concepts=safety_concepts,
+        nsfw_detector=nsfw_detector,
+        problems=tuple(problems),
+    )
+
+
+def _find(
+    root: Path, repository: str, other_names: tuple[str, ...], problem_of: Callable[[Path], str | None]
+) -> tuple[Path | None, list[str]]:
+    """The first folder without a problem and no problems, or None and the problem of each folder that is there."""
+    problems = []
+    for folder in _candidates(root, repository, other_names):
+        problem = problem_of(folder)
+        if problem is None:
+            return folder, []
+        problems.append(f"{folder}: {problem}.")
+    return None, problems
+
+
+def _candidates(root: Path, repository: str, other_names: tuple[str, ...]) -> Iterator[Path]:
+    """The folders under `root` that may hold `repository` and are there, the most deliberate places first."""
+    name = repository.rpartition("/")[2]
+    yield from (folder for place in (name, repository, *other_names) if (folder := root / place).is_dir())
+    cached = "models--" + repository.replace("/", "--")
+    for cache in (root / cached, root / "hub" / cached):
+        yield from _snapshots(cache)
+
+
+def _snapshots(cache: Path) -> list[Path]:
+    """Downloaded revisions in the hub client's cache: the one that `main` was last, then the newest first."""
+    try:
+        main = (cache / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        main = ""
+    revisions = [folder for folder in (cache / "snapshots").glob("*") if folder.is_dir()]
+    return sorted(revisions, key=lambda folder: (folder.name == main, folder.stat().st_mtime), reverse=True)
+
+
+def _absent(root: Path, repository: str) -> str:
+    name = repository.rpartition("/")[2]
+    cached = "models--" + repository.replace("/", "--")
+    return (
+        f"Looked for {name}, {repository}, {cached} and hub/{cached} under {root}. "
+        f"Accept the licence on the model's page where it asks for that, then run: "
+        f"hf download {repository} --local-dir {root / name}"
+    )
