@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from .settings import Settings
@@ -123,6 +125,7 @@ def _serve(settings: Settings) -> None:
     from .logs import set_up_logs
 
     set_up_logs(settings)
+    lock = _lock(settings.data_dir)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -137,7 +140,23 @@ def _serve(settings: Settings) -> None:
             timeout_graceful_shutdown=max(int(settings.drain_limit_s), 1),
         )
     )
-    server.run(sockets=[listener])
+    # uvicorn raises the signal that stopped it once more when it is done; a stop that was asked for is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        lock.release()
+
+
+def _lock(data_dir: Path) -> FileLock:
+    """Takes the data folder for this process. It is free again when the process ends, however that happens."""
+    lock = FileLock(data_dir / "server.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _fail(f"{data_dir} belongs to another server that runs now. Stop it, or give this one its own --data-dir.")
+    return lock
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -50,7 +50,8 @@ DEV_SAMPLE: dict[str, Any] = {
 def run_demo(output: Path, *, once: bool) -> int:
     """Draws both samples into `output` and, unless `once`, serves on until Ctrl-C. Returns the exit status."""
     try:
-        import segmind
+        from segmind import SegmindClient
+        from segmind.files import Files
         from skimage import data
     except ImportError as error:
         print(f"The demo needs {error.name}: pip install 'flux-local-server[demo]'", file=sys.stderr)
@@ -60,10 +61,11 @@ def run_demo(output: Path, *, once: bool) -> int:
     _save_photo(data.coffee(), photo)
     print("A server with small random weights: its pictures are noise, but everything around the model is real.\n")
     with _server(output / "server-data") as (process, base):
-        client = segmind.SegmindClient(api_key="SG_0123456789abcdef", base_url=f"{base}/v1")
+        client = SegmindClient(api_key="SG_0123456789abcdef", base_url=f"{base}/v1")
         # The SDK's upload goes to a host of its own, whatever the base URL.
-        segmind.files.Files.STORAGE_BASE_URL = base
-        _draw(client, photo, output)
+        Files.STORAGE_BASE_URL = base
+        with client._client:
+            _draw(client, photo, output)
         _say_how_with_curl(base, photo)
         if once:
             return 0

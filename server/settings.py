@@ -59,7 +59,7 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(32 * 1024 * 1024, gt=0, description="Largest request body.")
     max_picture_bytes: int = Field(20 * 1024 * 1024, gt=0, description="Largest control image file.")
-    max_picture_pixels: int = Field(16_777_216, gt=0, description="Most pixels of a control image.")
+    max_picture_pixels: int = Field(16_777_216, gt=0, le=16_777_216, description="Most pixels of a control image.")
     body_limit_s: float = Field(30.0, gt=0, description="Time that a request's body may take to arrive.")
     min_free_bytes: int = Field(2 * 1024**3, ge=0, description="Disk space below which new work is refused.")
 

@@ -16,6 +16,9 @@ from typing import Any
 import httpx2
 import pytest
 
+# Before torch is imported anywhere: waiting threads that spin make tests several times slower on shared cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 KEY = "SG_0123456789abcdef"
 OTHER_KEY = "SG_fedcba9876543210"
 POOR_KEY = "SG_00000000000000aa"
@@ -116,6 +119,8 @@ class ServerProcess:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
 
     def stop(self) -> int:
         """Ends the server politely and returns its exit status."""
@@ -127,6 +132,8 @@ class ServerProcess:
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
+            if self.process.stdout:
+                self.process.stdout.close()
 
     def log(self) -> str:
         return self.log_path.read_text()

@@ -90,9 +90,11 @@ def _vocabulary(folder: Path, part: str, slow_files: tuple[str, ...]) -> str | N
     """A tokenizer: its settings, and its vocabulary as tokenizer.json or in the older files."""
     if problem := _files(folder, f"{part}/tokenizer_config.json"):
         return problem
-    if (folder / part / "tokenizer.json").is_file():
+    fast = f"{part}/tokenizer.json"
+    if (folder / fast).is_file():
         return None
-    return _files(folder, *(f"{part}/{name}" for name in slow_files))
+    problem = _files(folder, *(f"{part}/{name}" for name in slow_files))
+    return f"{problem}, and so is {fast}" if problem else None
 
 
 def _json(path: Path) -> dict[str, Any]:

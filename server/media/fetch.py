@@ -76,12 +76,12 @@ class FetchPolicy:
 
     def is_private_host(self, host: str, port: int) -> bool:
         """Whether `private_hosts` covers `host` at `port`."""
-        name = f"[{host}]" if ":" in host else host
+        name = f"[{host}]".lower() if ":" in host else host
         return f"{name}:{port}" in self.private_hosts or (port in PUBLIC_PORTS and name in self.private_hosts)
 
     def allows_host(self, host: str) -> bool:
         """Whether `allow_hosts` is empty or covers `host`."""
-        name = f"[{host}]" if ":" in host else host.removesuffix(".")
+        name = f"[{host}]".lower() if ":" in host else host.removesuffix(".")
         below = (entry[1:] for entry in self.allow_hosts if entry.startswith("*."))
         return not self.allow_hosts or name in self.allow_hosts or name.endswith(tuple(below))
 
@@ -101,6 +101,7 @@ class Fetcher:
         self._turns = asyncio.Semaphore(policy.concurrency)
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=ssl_context or httpx2.create_ssl_context(trust_env=False),
+            max_connections=None,  # the turns bound them
             max_keepalive_connections=0,
             network_backend=_CheckedDialling(policy, resolve or partial(_resolve, self._threads)),
         )
@@ -149,10 +150,9 @@ class Fetcher:
         raise FetchRefused(f"it redirects more than {self.policy.max_redirects} times. Use the final address.")
 
     def _check(self, url: httpx2.URL) -> None:
-        host = url.raw_host.decode("ascii")
-        port = url.port if url.port is not None else {"http": 80, "https": 443}.get(url.scheme)
-        if port is None or url.scheme not in ("http", "https") or not _HOST.fullmatch(host):
-            raise FetchRefused(_MALFORMED)
+        host, port = url.raw_host.decode("ascii"), url.port
+        if port is None:
+            port = 443 if url.scheme == "https" else 80
         if url.userinfo:
             raise FetchRefused(f"it holds a user name or password. Use an address without them, {_INSTEAD}")
         if self.policy.is_private_host(host, port):
@@ -234,11 +234,14 @@ async def _resolve(threads: ThreadPoolExecutor, host: str, port: int) -> Sequenc
     return [str(answer[4][0]) for answer in await asyncio.get_running_loop().run_in_executor(threads, lookup)]
 
 
-def _parse(url: str, base: httpx2.URL | None = None) -> httpx2.URL:
+def _parse(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
     try:
-        return httpx2.URL(url) if base is None else base.join(url)
-    except httpx2.InvalidURL:
-        raise FetchRefused(_MALFORMED) from None
+        url = httpx2.URL(text) if base is None else base.join(text)
+        if url.scheme in ("http", "https") and _HOST.fullmatch(url.raw_host.decode("ascii")):
+            return url
+    except (httpx2.InvalidURL, ValueError):  # ValueError: lone surrogates, and odd characters in an IPv6 zone
+        pass
+    raise FetchRefused(_MALFORMED)
 
 
 def _header(answer: httpcore2.Response, name: bytes) -> str:

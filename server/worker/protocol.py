@@ -111,7 +111,7 @@ class Fatal:
 Down = Load | Run | Cancel | Shutdown
 Up = Ready | Step | Done | Failed | Fatal
 
-_KINDS: dict[str, type[Any]] = {
+_TYPES: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (Load, Run, Cancel, Shutdown, Ready, Step, Done, Failed, Fatal)
 }
 
@@ -122,14 +122,14 @@ class ProtocolError(ValueError):
 
 def encode(message: Down | Up) -> bytes:
     """One message as one line of UTF-8 JSON with its newline."""
-    return json.dumps({"kind": type(message).__name__, **asdict(message)}, separators=(",", ":")).encode() + b"\n"
+    return json.dumps({"type": type(message).__name__, **asdict(message)}, separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes) -> Any:
     """The message that a line holds. Raises ProtocolError for anything else."""
     try:
         fields = json.loads(line)
-        return _KINDS[fields.pop("kind")](**fields)
+        return _TYPES[fields.pop("type")](**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a message of protocol {PROTOCOL_VERSION}: {line[:200]!r}") from error
 

@@ -168,8 +168,9 @@ class WorkerSupervisor:
         async for line in process.stdout:
             try:
                 message = decode(line)
-            except ProtocolError:
-                log.exception("worker sent something unreadable")
+            except ProtocolError as error:
+                self.last_words = str(error)
+                log.error("worker sent something unreadable", reason=str(error))
                 return
             if isinstance(message, Ready):
                 self._greet(message)

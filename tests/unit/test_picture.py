@@ -69,7 +69,8 @@ def stored_for(orientation: int) -> Image.Image:
         for y in range(32):
             across = 47 - x if "right" in (row_0, column_0) else x
             down = 31 - y if "bottom" in (row_0, column_0) else y
-            stored.putpixel((down, across) if turned else (across, down), seen.getpixel((x, y)))
+            colour = seen.crop((x, y, x + 1, y + 1))
+            stored.paste(colour, (down, across) if turned else (across, down))
     return stored
 
 
@@ -143,7 +144,7 @@ def test_exif_turn(orientation: int, format: str) -> None:
     data = encoded(stored_for(orientation), format, exif=exif(orientation), **options)
     info, image = inspect(data), decode(data)
     assert (info.width, info.height) == image.size == (48, 32)
-    assert max(high for _, high in ImageChops.difference(image, corners()).getextrema()) <= 8
+    assert max(ImageChops.difference(image, corners()).tobytes()) <= 8
     assert not image.getexif()
 
 
@@ -268,9 +269,10 @@ def test_headers_in_crumbs_are_given_up(data: bytes) -> None:
 def test_jpeg_of_endless_scans_is_refused() -> None:
     data = encoded(corners(), "JPEG", progressive=True)
     scan = data[data.rfind(b"\xff\xda") : -2]
-    assert decode(data[:-2] + scan * 100 + b"\xff\xd9").size == (48, 32)
+    more = 200 - data.count(b"\xff\xda")
+    assert decode(data[:-2] + scan * more + b"\xff\xd9").size == (48, 32)
     with pytest.raises(UnusablePicture, match=r"^has more than 200 scans"):
-        decode(data[:-2] + scan * 200 + b"\xff\xd9")
+        decode(data[:-2] + scan * (more + 1) + b"\xff\xd9")
 
 
 def test_a_video_behind_a_photo_does_not_count_as_scans() -> None:

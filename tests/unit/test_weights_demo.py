@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 
 from weights.demo import build, cache, ensure, is_demo
 
@@ -40,16 +40,20 @@ MODELS = ("FLUX.1-dev", "FLUX.1-Depth-dev")
 ALL_FOLDERS = {*MODELS, "depth-anything-large-hf", "safety-concepts", "nsfw-image-detection", "demo.json"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Layers this small gain nothing from more threads, and waiting for each other on a busy machine costs seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo")
     build(root)
     return root
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _no_progress_bars() -> None:
-    transformers_logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +106,8 @@ def test_two_builds_give_the_same_bytes(demo: Path, tmp_path: Path) -> None:
 def test_the_family_is_small_and_holds_safetensors_only(demo: Path) -> None:
     files = [path for path in demo.rglob("*") if path.is_file()]
     assert {path.name for path in demo.iterdir()} == ALL_FOLDERS
-    assert sum(path.stat().st_size for path in files) < 3_000_000
+    stored = {path.stat().st_ino: path.stat().st_size for path in files}  # both names of a linked file count once
+    assert sum(stored.values()) < 2_500_000
     assert {path.suffix for path in files} == {".json", ".safetensors"}
 
 
@@ -176,7 +181,7 @@ def test_the_picture_hears(dev: Any, depth_dev: Any, change: dict[str, Any]) -> 
 
 def test_the_picture_hears_words_that_only_t5_reads(dev: Any) -> None:
     start = "x" * 100  # CLIP reads 75 of these
-    assert difference(paint(dev, prompt=f"{start} fox"), paint(dev, prompt=f"{start} city")) > 0.1
+    assert difference(paint(dev, prompt=f"{start} fox"), paint(dev, prompt=f"{start} city")) > 0.2
 
 
 def test_the_same_request_gives_the_same_picture(dev: Any) -> None:

@@ -95,13 +95,19 @@ def test_the_demo_family_s_names_are_known(tmp_path: Path) -> None:
     assert (found.safety_concepts, found.nsfw_detector) == (concepts, detector)
 
 
-@pytest.mark.parametrize("name", FLUX_FILES)
+@pytest.mark.parametrize("name", [name for name in FLUX_FILES if name != "tokenizer_2/tokenizer.json"])
 def test_a_model_without_one_of_its_files_is_a_problem_that_names_it(tmp_path: Path, name: str) -> None:
     folder = flux(tmp_path / "FLUX.1-dev")
     (folder / name).unlink()
     problem = only_problem(tmp_path)
     assert f"{name} is missing" in problem
     assert str(folder) in problem
+
+
+def test_a_tokenizer_without_any_vocabulary_is_a_problem_that_names_both_forms(tmp_path: Path) -> None:
+    folder = flux(tmp_path / "FLUX.1-dev")
+    (folder / "tokenizer_2/tokenizer.json").unlink()
+    assert "tokenizer_2/spiece.model is missing, and so is tokenizer_2/tokenizer.json" in only_problem(tmp_path)
 
 
 def test_either_form_of_a_tokenizer_s_vocabulary_will_do(tmp_path: Path) -> None:

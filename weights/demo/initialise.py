@@ -12,10 +12,10 @@ from torch import nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def draw(make: Callable[[], Model], *, seed: int, gain: float = 1.0) -> Model:
+def draw(make: Callable[[], Model], *, seed: int) -> Model:
     """The module that `make` gives, in float32 and eval mode, with every parameter set from `seed`.
 
-    Matrices and kernels are normal with standard deviation gain/√fan_in, which keeps activations near unit size through
+    Matrices and kernels are normal with standard deviation 1/√fan_in, which keeps activations near unit size through
     any depth; biases are 0, scales of norms 1. torch's global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
@@ -24,8 +24,7 @@ def draw(make: Callable[[], Model], *, seed: int, gain: float = 1.0) -> Model:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1:
-                deviation = gain / math.sqrt(parameter[0].numel())
-                parameter.normal_(0.0, deviation, generator=generator)
+                parameter.normal_(0.0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     return module.requires_grad_(False)

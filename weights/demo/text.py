@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from .initialise import draw
@@ -43,4 +44,7 @@ def t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return draw(lambda: T5EncoderModel(config), seed=2)
+    model = draw(lambda: T5EncoderModel(config), seed=2)
+    with torch.no_grad():
+        model.shared.weight[tokenizer.pad_token_id] = 0  # padding then says what the words say; most tokens are padding
+    return model

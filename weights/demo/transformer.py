@@ -19,6 +19,7 @@ from .initialise import draw
 WIDTH = 32
 SHOWN = slice(0, 12)
 WANTED = slice(12, 24)
+COLOURS = 24
 PATCH = 4
 """Latent pixels in a token, 2×2; in a packed token they vary faster than the channel (diffusers' _pack_latents)."""
 
@@ -39,16 +40,11 @@ def transformer(*, in_channels: int) -> FluxTransformer2DModel:
         model.time_text_embed.text_embedder.linear_2.weight *= 3  # the prompt counts more than the timestep
         _read_colours(model.x_embedder.weight)
         _make_blobs(model.transformer_blocks[0], strength=1.0 if has_control else 8.0)
-        import os
-        SA=float(os.environ.get('SA','1')); SB=float(os.environ.get('SB','1'))
-        model.single_transformer_blocks[0].attn.norm_q.weight *= SA
-        model.single_transformer_blocks[0].proj_out.weight[:24,:32] *= SB
-        for weight in (
-            model.transformer_blocks[0].ff.net[2].weight,
-            model.single_transformer_blocks[0].proj_out.weight,
-        ):
-            weight[:24] *= 0.2
-            _alike_in_patch(weight)
+        _mix_in(model.transformer_blocks[0].ff.net[2].weight, 0.2)
+        _mix_in(model.single_transformer_blocks[0].proj_out.weight, 0.2)
+        model.single_transformer_blocks[0].proj_out.weight[:COLOURS, :WIDTH] *= (
+            3  # what attention gathers, also from T5
+        )
         _tint(model.norm_out.linear.weight)
         _write_velocity(model.proj_out.weight)
     return model
@@ -72,11 +68,11 @@ def _untrained(in_channels: int) -> FluxTransformer2DModel:
 def _read_colours(weight: Tensor) -> None:
     """Sets the 32×in_channels embedding: noisy latents are channels 0–63, control latents 64–127."""
     colours = torch.kron(decode(), torch.eye(PATCH))
-    weight[:24] = 0
-    weight[24:] *= 0.3
+    weight[:COLOURS] = 0
+    weight[COLOURS:] *= 0.3
     weight[SHOWN, :64] = colours / NOISE_SPREAD
     if weight.shape[1] == 128:
-        weight[24:, 64:] = 0
+        weight[COLOURS:, 64:] = 0
         weight[WANTED, 64:] = colours * 1.5
 
 
@@ -94,7 +90,7 @@ def _make_blobs(block: FluxTransformer2DModel, *, strength: float) -> None:
     attention.to_v.weight[0:12, SHOWN] = average
     attention.to_v.weight[16:28, SHOWN] = average
     out = attention.to_out[0].weight
-    out[:24] = 0
+    out[:COLOURS] = 0
     out[WANTED, 0:12] = torch.eye(12) * strength
     out[WANTED, 16:28] = -torch.eye(12) * strength
     modulation = block.norm1.linear
@@ -111,9 +107,15 @@ def _tint(weight: Tensor) -> None:
         _alike_in_patch(part)
 
 
+def _mix_in(weight: Tensor, strength: float) -> None:
+    """Lets a random layer change the colours by so much."""
+    weight[:COLOURS] *= strength
+    _alike_in_patch(weight)
+
+
 def _alike_in_patch(weight: Tensor) -> None:
-    """Makes a random layer write each colour alike to the 2×2 latent pixels of a token, or a grid would show."""
-    weight[:24] = weight[:24:PATCH].repeat_interleave(PATCH, dim=0)
+    """Makes a layer write each colour alike to the 2×2 latent pixels of a token, or a grid would show."""
+    weight[:COLOURS] = weight[:COLOURS:PATCH].repeat_interleave(PATCH, dim=0)
 
 
 def _write_velocity(weight: Tensor) -> None:
