@@ -43,6 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
         description="FLUX.1-dev and FLUX.1-Depth-dev on your own GPU, over Segmind's v1 and v2 API.",
         lifespan=lambda app: _run(app, settings),
         redirect_slashes=False,
+        # FastAPI's own pages load scripts from another host; this server works without one.
+        docs_url=None,
         redoc_url=None,
     )
     accounts = Accounts(settings)

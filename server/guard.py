@@ -21,7 +21,7 @@ from .accounts import Accounts
 from .errors import Forbidden, RequestTimeout, ServerError
 from .settings import is_loopback
 
-PUBLIC_PREFIXES = ("/health/", "/files/", "/docs")
+PUBLIC_PREFIXES = ("/health/", "/files/")
 PUBLIC_PATHS = frozenset({"/", "/openapi.json", "/inference-model-information/list"})
 
 SECURITY_HEADERS = {

@@ -12,7 +12,8 @@ from server.services import services_of
 router = APIRouter(prefix="/files", tags=["files"])
 
 
-@router.api_route("/{name}", methods=["GET", "HEAD"], summary="A generated or uploaded picture")
+@router.head("/{name}", include_in_schema=False)
+@router.get("/{name}", summary="A generated or uploaded picture")
 async def file(request: Request, name: str) -> Response:
     path = services_of(request).results.find(name)
     if path is None:
