@@ -100,16 +100,22 @@ class BareEngine:
     def __init__(self, weights: Path, folder: Path) -> None:
         import torch
 
-        from pipelines.components import load_components
+        from pipelines.components import Folders, load_components
         from pipelines.engine import Engine
+        from pipelines.spool import Spool
 
-        self._spool = folder / "bare"
-        (self._spool / "outputs").mkdir(parents=True)
-        (self._spool / "inputs").mkdir()
-        (self._spool / "inputs" / "photo.jpg").write_bytes((folder / "photo.jpg").read_bytes())
+        self._spool = Spool(folder=folder / "bare")
+        (folder / "bare" / "outputs").mkdir(parents=True)
+        (folder / "bare" / "inputs").mkdir()
+        (folder / "bare" / "inputs" / "photo.jpg").write_bytes((folder / "photo.jpg").read_bytes())
         models = {"flux-dev": weights / "FLUX.1-dev", "flux-depth-dev": weights / "FLUX.1-Depth-dev"}
-        estimator = weights / "depth-anything-large-hf"
-        parts = load_components(models, estimator, device=torch.device("cpu"), dtype=torch.float32)
+        folders = Folders(
+            models=models,
+            depth_estimator=weights / "depth-anything-large-hf",
+            safety_concepts=weights / "safety-concepts",
+            nsfw_detector=weights / "nsfw-image-detection",
+        )
+        parts = load_components(folders, device=torch.device("cpu"), dtype=torch.float32)
         self._engine = Engine(parts)
 
     def dev(self, steps: int) -> float:
@@ -128,11 +134,10 @@ class BareEngine:
 
     def _draw(self, **fields: Any) -> float:
         from pipelines.request import GenerationRequest
-        from pipelines.spool import draw
 
         request = GenerationRequest(prompt="a red fox", seed=46588, **fields)
         start = time.perf_counter()
-        draw(self._engine, request, self._spool, name="bare", on_step=lambda _: None, cancelled=lambda: False)
+        self._spool.draw(self._engine, request, name="bare")
         return time.perf_counter() - start
 
 

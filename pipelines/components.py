@@ -11,19 +11,28 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForDepthEstimation,
-    CLIPTextModel,
-    CLIPTokenizer,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from .control import ControlEncoder
-from .depth import DepthEstimator
+from .depth import load_estimator
+from .depth_catalogue import DEFAULT_ESTIMATOR, MapMode
+from .init_image import InitEncoder
+from .safety import SafetyChecker, load_safety_checker
 from .text import TextEncoder
+from .upsample import PromptUpsampler, load_upsampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """Where everything lies on disk. models: at least one, by model name, in diffusers' layout."""
+
+    models: dict[str, Path]
+    depth_estimator: Path | None = None
+    safety_concepts: Path | None = None
+    nsfw_detector: Path | None = None
+    upsampler: Path | None = None
+    loras: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +44,11 @@ class Components:
     text: TextEncoder
     vae: Any
     control: ControlEncoder
+    init: InitEncoder
     scheduler_config: Any
     transformers: dict[str, Any]
+    safety: SafetyChecker | None = None
+    upsampler: PromptUpsampler | None = None
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -54,24 +66,37 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_components(
-    models: dict[str, Path], depth_estimator: Path | None, *, device: torch.device, dtype: torch.dtype
+    folders: Folders,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    depth_estimator: str = DEFAULT_ESTIMATOR,
+    depth_map_mode: MapMode | None = None,
 ) -> Components:
-    """Loads the named models' folders (at least one) and the depth estimator's. Nothing is looked up on a network."""
+    """Loads what `folders` names. Nothing is looked up on a network. Raises OSError for a folder that lacks a file.
+
+    depth_estimator: name of the estimator in folders.depth_estimator; depth_map_mode: None takes its own.
+    """
     transformers_logging.disable_progress_bar()
-    shared = next(iter(models.values()))
+    shared = next(iter(folders.models.values()))
     vae = _load(AutoencoderKL, shared / "vae", device, dtype)
-    estimator = _load_estimator(depth_estimator, device) if depth_estimator else None
+    estimator = None
+    if folders.depth_estimator:
+        estimator = load_estimator(depth_estimator, folders.depth_estimator, device, depth_map_mode)
     return Components(
         device=device,
         dtype=dtype,
         text=_load_text(shared, device, dtype),
         vae=vae,
         control=ControlEncoder(vae, estimator, dtype=dtype),
+        init=InitEncoder(vae, dtype=dtype),
         scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(shared / "scheduler", local_files_only=True),
         transformers={
             name: _load(FluxTransformer2DModel, folder / "transformer", device, dtype)
-            for name, folder in models.items()
+            for name, folder in folders.models.items()
         },
+        safety=load_safety_checker(folders.safety_concepts, folders.nsfw_detector, device),
+        upsampler=load_upsampler(folders.upsampler, device, dtype) if folders.upsampler else None,
     )
 
 
@@ -89,9 +114,3 @@ def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> TextEn
         device=device,
         dtype=dtype,
     )
-
-
-def _load_estimator(folder: Path, device: torch.device) -> DepthEstimator:
-    # The PIL backend is pinned because the torchvision one resizes differently, which would change every depth map.
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    return DepthEstimator(_load(AutoModelForDepthEstimation, folder, device, torch.float32), processor)

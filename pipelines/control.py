@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from .cache import TensorCache, tensor_bytes
-from .decode import encode_picture, to_uint8
+from .decode import encode_picture, picture_tensor, to_uint8
 from .depth import DepthEstimator, DepthMap
 
 CACHE_BYTES = 256 * 1024 * 1024
@@ -34,7 +33,7 @@ class ControlEncoder:
     def depth_map(self, picture: Image.Image, width: int, height: int, *, preprocess: bool) -> DepthMap:
         """The map that steers: estimated from a photo, or `picture` itself when it already is a depth map."""
         if not preprocess:
-            return ready_map(picture, width, height)
+            return DepthMap(picture_tensor(picture, width, height))
         if self._estimator is None:
             raise LookupError("no depth estimator is loaded; pass a ready depth map with preprocess=false")
         return self._estimator.estimate(picture, width, height)
@@ -42,10 +41,3 @@ class ControlEncoder:
     def encode(self, depth_map: DepthMap) -> Control:
         latents = encode_picture(self._vae, depth_map.picture).to(self._dtype)
         return Control(latents, to_uint8(depth_map.picture)[0].cpu())
-
-
-def ready_map(picture: Image.Image, width: int, height: int) -> DepthMap:
-    """An RGB depth map as it is, stretched to the output's size with Lanczos, in −1…1."""
-    stretched = picture.resize((width, height), Image.Resampling.LANCZOS)
-    levels = torch.from_numpy(np.asarray(stretched, dtype=np.float32) / 255.0)
-    return DepthMap((levels * 2 - 1).permute(2, 0, 1)[None])

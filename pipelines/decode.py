@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
+from .faults import NotFinite
 from .latents import pack, unpack
-
-
-class NotFinite(ArithmeticError):
-    """The model gave values that are not finite, so there is no picture to show."""
 
 
 def decode_latents(vae: Any, tokens: torch.Tensor, width: int, height: int) -> torch.Tensor:
@@ -29,6 +28,16 @@ def to_uint8(picture: torch.Tensor) -> torch.Tensor:
     """[B, 3, H, W] in −1…1 → uint8 [B, H, W, 3], clamped and rounded."""
     unit = (picture * 0.5 + 0.5).clamp(0, 1)
     return (unit.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def picture_tensor(picture: Image.Image, width: int, height: int) -> torch.Tensor:
+    """RGB picture → [1, 3, height, width] float32 in −1…1 on the CPU, stretched to that size with Lanczos.
+
+    The same values as diffusers' VaeImageProcessor.preprocess gives.
+    """
+    stretched = picture.resize((width, height), Image.Resampling.LANCZOS)
+    levels = torch.from_numpy(np.asarray(stretched, dtype=np.float32) / 255.0)
+    return (levels * 2 - 1).permute(2, 0, 1)[None]
 
 
 def encode_picture(vae: Any, picture: torch.Tensor) -> torch.Tensor:

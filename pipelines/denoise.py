@@ -23,9 +23,11 @@ def time_shift(sequence_length: int, config: Any) -> float:
 
 
 def make_schedule(
-    config: Any, steps: int, sequence_length: int, device: torch.device
+    config: Any, steps: int, sequence_length: int, device: torch.device, *, first_step: int = 0
 ) -> FlowMatchEulerDiscreteScheduler:
     """A scheduler of its own for one image, set to `steps` steps from sigma 1 to 0 with the resolution's shift.
+
+    first_step: where an init image enters; the steps before it are not taken.
 
     A fresh one for each image: schedulers carry state, and a cancelled image must not leave any behind.
     """
@@ -36,8 +38,14 @@ def make_schedule(
         device=device,
     )
     # Known from the start, so that the first step need not search for it on the device and wait for the answer.
-    scheduler.set_begin_index(0)
+    scheduler.set_begin_index(first_step)
     return scheduler
+
+
+def add_noise(scheduler: FlowMatchEulerDiscreteScheduler, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The state that an init image enters with: sigma · noise + (1 − sigma) · latents, sigma of its first step."""
+    sigma: torch.Tensor = scheduler.sigmas[scheduler.begin_index].to(latents.dtype)
+    return sigma * noise + (1.0 - sigma) * latents
 
 
 class Denoiser:
@@ -60,7 +68,7 @@ class Denoiser:
         self._transformer, self._scheduler = transformer, scheduler
         self._text, self._image_ids, self._control = text, image_ids, control
         self._guidance = torch.full([1], guidance, device=latents.device, dtype=torch.float32)
-        self._timesteps = scheduler.timesteps
+        self._timesteps = scheduler.timesteps[scheduler.begin_index :]
         self.latents = latents
         self.steps = len(self._timesteps)
         self.steps_done = 0

@@ -1,17 +1,16 @@
 """The engine: one request in, pictures out, one step at a time.
 
-    text → (depth map → control latents) → noise → step, step, … → decode
+    text → (depth map → control latents | init image → latents) → noise → step, step, … → decode → safety check
 
-Between steps it reports progress and obeys cancel. It keeps nothing of a request but cached embeddings and control
-latents, so a cancelled or failed request leaves no trace in the next one.
+Between steps it reports progress and obeys cancel. It keeps nothing of a request but cached embeddings and latents, so
+a cancelled or failed request leaves no trace in the next one.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
@@ -19,52 +18,57 @@ from PIL import Image
 from .components import Components
 from .control import Control
 from .decode import decode_latents
-from .denoise import Denoiser, make_schedule
-from .faults import BadRequest
+from .denoise import Denoiser, add_noise, make_schedule
+from .faults import BadRequest, Flagged
 from .latents import draw_noise, image_ids
 from .models import MODELS
 from .request import GenerationRequest
 from .sizes import sequence_length
 from .text import EncodedPrompt
-
-
-class Cancelled(Exception):
-    """The request was cancelled; it stopped between two steps."""
+from .watch import StepReport, Watch
 
 
 @dataclass(frozen=True, slots=True)
-class StepReport:
-    """Progress: `step` of `steps` done, counted over all images of the request; `step_s` is the last step's time."""
-
-    step: int
-    steps: int
-    step_s: float
-
-
-@dataclass(slots=True)
-class Generated:
-    """Pictures as uint8 [H, W, 3] on the CPU, in order of their index, with the depth map that steered them."""
-
-    images: list[torch.Tensor] = field(default_factory=list)
-    depth_map: torch.Tensor | None = None
-    timings_s: dict[str, float] = field(default_factory=dict)
-    unseen_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ControlImage:
-    """A decoded RGB control image and a key that names its content."""
+class SourceImage:
+    """A decoded RGB picture that a request brings, and a key that names its content."""
 
     picture: Image.Image
     key: str
 
 
-def _ignore(_: StepReport) -> None:
-    return None
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One picture, uint8 [H, W, 3] on the CPU; `index` is its place in the request."""
+
+    index: int
+    pixels: torch.Tensor
 
 
-def _never() -> bool:
-    return False
+@dataclass(slots=True)
+class Generated:
+    """What a request gave.
+
+    images: in order of their index; flagged ones are left out, and their indexes are in `flagged`.
+    depth_map: uint8 [H, W, 3] on the CPU, when it was asked for. prompt: what was drawn, rewritten or not.
+    safety: "checked", "off" (the request said so) or "unavailable" (no classifiers are loaded).
+    """
+
+    prompt: str
+    images: list[Drawn] = field(default_factory=list)
+    depth_map: torch.Tensor | None = None
+    flagged: tuple[int, ...] = ()
+    safety: str = "unavailable"
+    unseen_tokens: int = 0
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Conditions:
+    """What all images of a request share."""
+
+    text: EncodedPrompt
+    control: Control | None
+    init_latents: torch.Tensor | None
 
 
 class Engine:
@@ -81,42 +85,84 @@ class Engine:
         self,
         request: GenerationRequest,
         *,
-        control_image: ControlImage | None = None,
-        on_step: Callable[[StepReport], None] = _ignore,
-        cancelled: Callable[[], bool] = _never,
+        control_image: SourceImage | None = None,
+        init_image: SourceImage | None = None,
+        on_step: Callable[[StepReport], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Generated:
         """Computes every image of the request.
 
         on_step is called after each step; cancelled is asked before each step and between stages.
-        Raises Cancelled, BadRequest (the request cannot be computed), NotFinite, and whatever torch raises.
+        Raises Cancelled, BadRequest (the request cannot be computed), Flagged, NotFinite, and whatever torch raises.
         """
-        self._check(request, control_image)
-        with torch.inference_mode():
-            return self._generate(request, control_image, _Watch(request, on_step, cancelled))
+        self._check(request, control_image, init_image)
+        steps = (request.steps - request.first_step) * request.num_outputs
+        watch = Watch(steps, on_step, cancelled)
+        try:
+            with torch.inference_mode(), self._adapted(request):
+                return self._generate(request, control_image, init_image, watch)
+        finally:
+            self._forget(request.model)
 
-    def _check(self, request: GenerationRequest, control_image: ControlImage | None) -> None:
+    def _check(
+        self, request: GenerationRequest, control_image: SourceImage | None, init_image: SourceImage | None
+    ) -> None:
         if request.model not in self._parts.transformers:
             raise BadRequest(f"model {request.model} is not loaded; loaded are {', '.join(self.model_names)}")
-        if MODELS[request.model].takes_control and control_image is None:
+        takes_control = MODELS[request.model].takes_control
+        if takes_control and control_image is None:
             raise BadRequest(f"model {request.model} needs a control image")
+        if takes_control and init_image is not None:
+            raise BadRequest(f"model {request.model} takes no init image")
 
-    def _generate(self, request: GenerationRequest, control_image: ControlImage | None, watch: _Watch) -> Generated:
-        with watch.stage("text"):
-            text = self._parts.text.encode(request.prompt)
-        control = self._control(request, control_image, watch) if control_image else None
-        generated = Generated(unseen_tokens=text.unseen_tokens)
-        if control is not None and request.return_depth:
-            generated.depth_map = control.depth_map
-        for index in range(request.num_outputs):
-            with watch.stage("denoise"):
-                latents = self._denoise(request, request.seed_of(index), text, control, watch)
-            with watch.stage("decode"):
-                pixels = decode_latents(self._parts.vae, latents, request.width, request.height)
-            generated.images.append(pixels[0])
+    def _adapted(self, request: GenerationRequest) -> AbstractContextManager[None]:
+        """The request's LoRAs on its transformer, for as long as it runs."""
+        return nullcontext()
+
+    def _forget(self, model: str) -> None:
+        """Clears what step caches keep inside the transformer, however the request ended."""
+        reset = getattr(self._parts.transformers.get(model), "_reset_stateful_cache", None)
+        if reset is not None:
+            reset()
+
+    def _generate(
+        self,
+        request: GenerationRequest,
+        control_image: SourceImage | None,
+        init_image: SourceImage | None,
+        watch: Watch,
+    ) -> Generated:
+        if request.upsample_prompt and self._parts.upsampler is not None:
+            with watch.stage("upsample"):
+                request = replace(request, prompt=self._parts.upsampler.rewrite(request.prompt))
+        conditions = self._prepare(request, control_image, init_image, watch)
+        drawn = [self._draw(request, index, conditions, watch) for index in range(request.num_outputs)]
+        generated = Generated(request.prompt, drawn, unseen_tokens=conditions.text.unseen_tokens)
+        if conditions.control is not None and request.return_depth:
+            generated.depth_map = conditions.control.depth_map
+        self._check_safety(request, generated, watch)
         generated.timings_s = watch.timings_s
         return generated
 
-    def _control(self, request: GenerationRequest, image: ControlImage, watch: _Watch) -> Control:
+    def _prepare(
+        self,
+        request: GenerationRequest,
+        control_image: SourceImage | None,
+        init_image: SourceImage | None,
+        watch: Watch,
+    ) -> _Conditions:
+        with watch.stage("text"):
+            text = self._parts.text.encode(request.prompt)
+        control = self._control(request, control_image, watch) if control_image else None
+        init_latents = None
+        if init_image is not None:
+            with watch.stage("init"):
+                init_latents = self._parts.init.encode(
+                    init_image.picture, init_image.key, request.width, request.height
+                )
+        return _Conditions(text, control, init_latents)
+
+    def _control(self, request: GenerationRequest, image: SourceImage, watch: Watch) -> Control:
         def compute() -> Control:
             with watch.stage("depth"):
                 depth_map = self._parts.control.depth_map(
@@ -128,59 +174,53 @@ class Engine:
         key = (image.key, request.width, request.height, request.preprocess)
         return self._parts.control.cache.get_or_compute(key, compute)
 
-    def _denoise(
-        self,
-        request: GenerationRequest,
-        seed: int,
-        text: EncodedPrompt,
-        control: Control | None,
-        watch: _Watch,
-    ) -> torch.Tensor:
+    def _draw(self, request: GenerationRequest, index: int, conditions: _Conditions, watch: Watch) -> Drawn:
+        with watch.stage("denoise"):
+            denoiser = self._denoiser(request, request.seed_of(index), conditions)
+            while not denoiser.done:
+                with watch.step():
+                    denoiser.step()
+        with watch.stage("decode"):
+            pixels = decode_latents(self._parts.vae, denoiser.latents, request.width, request.height)
+        return Drawn(index, pixels[0])
+
+    def _denoiser(self, request: GenerationRequest, seed: int, conditions: _Conditions) -> Denoiser:
         parts, width, height = self._parts, request.width, request.height
-        denoiser = Denoiser(
-            parts.transformers[request.model],
-            make_schedule(parts.scheduler_config, request.steps, sequence_length(width, height), parts.device),
-            latents=draw_noise(seed, width, height, parts.dtype).to(parts.device),
-            image_ids=image_ids(width, height, parts.device, parts.dtype),
-            text=text,
-            guidance=request.guidance,
-            control=control.latents if control else None,
+        scheduler = make_schedule(
+            parts.scheduler_config,
+            request.steps,
+            sequence_length(width, height),
+            parts.device,
+            first_step=request.first_step,
         )
-        while not denoiser.done:
-            with watch.step():
-                denoiser.step()
-        return denoiser.latents
+        latents = draw_noise(seed, width, height, parts.dtype).to(parts.device)
+        if conditions.init_latents is not None:
+            latents = add_noise(scheduler, conditions.init_latents, latents)
+        return Denoiser(
+            parts.transformers[request.model],
+            scheduler,
+            latents=latents,
+            image_ids=image_ids(width, height, parts.device, parts.dtype),
+            text=conditions.text,
+            guidance=request.guidance,
+            control=conditions.control.latents if conditions.control else None,
+        )
 
-
-class _Watch:
-    """One request's clock, progress and cancel switch."""
-
-    def __init__(
-        self, request: GenerationRequest, on_step: Callable[[StepReport], None], cancelled: Callable[[], bool]
-    ) -> None:
-        self._steps = request.steps * request.num_outputs
-        self._done = 0
-        self._on_step, self._cancelled = on_step, cancelled
-        self.timings_s: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of what runs inside to `name`. Stages end with a wait for the device, so the time is real."""
-        self._obey()
-        start = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.timings_s[name] = self.timings_s.get(name, 0.0) + time.perf_counter() - start
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        self._obey()
-        start = time.perf_counter()
-        yield
-        self._done += 1
-        self._on_step(StepReport(self._done, self._steps, time.perf_counter() - start))
-
-    def _obey(self) -> None:
-        if self._cancelled():
-            raise Cancelled
+    def _check_safety(self, request: GenerationRequest, generated: Generated, watch: Watch) -> None:
+        """Drops flagged pictures. Raises Flagged when none is left."""
+        if not request.check_safety:
+            generated.safety = "off"
+            return
+        if self._parts.safety is None:
+            return
+        with watch.stage("safety"):
+            pixels = [drawn.pixels for drawn in generated.images]
+            verdicts = self._parts.safety.check(pixels, request.safety_tolerance)
+        generated.safety = "checked"
+        generated.flagged = tuple(index for index, verdict in enumerate(verdicts) if verdict.flagged)
+        generated.images = [drawn for drawn in generated.images if drawn.index not in generated.flagged]
+        if not generated.images:
+            raise Flagged(
+                "The safety checker flagged every generated image, so there is none to show."
+                " Try another prompt or seed."
+            )

@@ -14,6 +14,18 @@ SEED_SPACE = 2**32
 """Seeds live modulo 2³²: torch's CPU generator looks at the low 32 bits only."""
 
 
+DEFAULT_SAFETY_TOLERANCE = 2
+"""Where a request does not say: the reference's thresholds (replicate/cog-flux)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """One adapter: its file's name in the configured folder, without extension, and its scale (1 is as trained)."""
+
+    name: str
+    scale: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One canonical request.
@@ -24,8 +36,14 @@ class GenerationRequest:
     guidance: distilled guidance, an embedding and not classifier-free guidance.
     seed: of image 0, in [0, 2³²). Image i uses `seed_of(i)`.
     control_image: name of a file in the spool's input folder, for depth models only.
+    init_image: name of a file there that the picture starts from (image-to-image), for text-to-image models only.
+    strength: 0–1, how much of the init image is replaced; without one it has no meaning.
     preprocess: False means that the control image already is a depth map (near is bright).
     return_depth: also give back the depth map that steered the picture.
+    check_safety: drop pictures that the safety classifiers flag.
+    safety_tolerance: 1 (strict) to 6 (permissive); see `pipelines.safety`.
+    upsample_prompt: let the configured rewriter make the prompt richer first.
+    loras: adapters by name in the configured folder, each with its scale.
     output_quality: 0–100 for jpg and webp, ignored for png.
     """
 
@@ -38,8 +56,14 @@ class GenerationRequest:
     seed: int
     num_outputs: int = 1
     control_image: str | None = None
+    init_image: str | None = None
+    strength: float = 1.0
     preprocess: bool = True
     return_depth: bool = False
+    check_safety: bool = True
+    safety_tolerance: int = DEFAULT_SAFETY_TOLERANCE
+    upsample_prompt: bool = False
+    loras: tuple[Lora, ...] = ()
     output_format: OutputFormat = "png"
     output_quality: int = 80
 
@@ -47,12 +71,24 @@ class GenerationRequest:
         """Seed of image `index`; the image can be made again alone by asking for this seed."""
         return (self.seed + index) % SEED_SPACE
 
+    @property
+    def first_step(self) -> int:
+        """The step that an init image enters at: 0 replaces it wholly, `steps` leaves it as it is.
+
+        diffusers' rule (FluxImg2ImgPipeline.get_timesteps), which also gives what exact arithmetic would: strength 0.8
+        of 25 steps starts at 5.
+        """
+        if self.init_image is None:
+            return 0
+        return int(max(self.steps - min(self.steps * self.strength, self.steps), 0))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GenerationRequest:
-        return cls(**data)
+        loras = tuple(Lora(**lora) for lora in data.get("loras", ()))
+        return cls(**{**data, "loras": loras})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +110,8 @@ class GenerationResult:
     """What a finished request gave.
 
     timings_s: seconds per stage (text, depth, control, denoise, decode, encode).
-    notes: what the caller should know, such as `unseen_tokens` of a prompt that was too long.
+    notes: what the caller should know: `unseen_tokens` of a prompt that was too long, `prompt` when it was rewritten,
+        `flagged` (indexes of dropped pictures), `safety` (how they were checked).
     """
 
     images: tuple[OutputFile, ...]

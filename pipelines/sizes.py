@@ -52,10 +52,7 @@ def control_size(width: int, height: int, megapixels: Megapixels = "1") -> tuple
     "1" and "0.25" scale to that area, up or down; "match_input" only scales down, to at most 1440 a side. Each side is
     then cut to a multiple of 32 and is at least 32. Raises UnusableSize beyond an aspect of 8:1.
     """
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UnusableSize(
-            f"is {width}×{height} pixels; its long side may be at most {MAX_ASPECT:g} times its short side"
-        )
+    _check_aspect(width, height)
     if megapixels == "match_input":
         scale = min(MATCH_INPUT_LIMIT / width, MATCH_INPUT_LIMIT / height, 1.0)
         if scale < 1.0:
@@ -66,8 +63,29 @@ def control_size(width: int, height: int, megapixels: Megapixels = "1") -> tuple
     return _cells(width), _cells(height)
 
 
+def init_size(width: int, height: int) -> tuple[int, int]:
+    """Output size in pixels for an init image of `width` × `height` pixels: its own, at most 1440 a side.
+
+    Sides are rounded to the nearest multiple of 16 and are at least 32. Raises UnusableSize beyond an aspect of 8:1.
+    """
+    _check_aspect(width, height)
+    scale = min(MATCH_INPUT_LIMIT / width, MATCH_INPUT_LIMIT / height, 1.0)
+    return _nearest(width * scale), _nearest(height * scale)
+
+
+def _check_aspect(width: int, height: int) -> None:
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UnusableSize(
+            f"is {width}×{height} pixels; its long side may be at most {MAX_ASPECT:g} times its short side"
+        )
+
+
 def _cells(side: int) -> int:
     return max(side // CONTROL_CELL, 1) * CONTROL_CELL
+
+
+def _nearest(side: float) -> int:
+    return max(math.floor(side / 16 + 0.5) * 16, CONTROL_CELL)
 
 
 def sequence_length(width: int, height: int) -> int:

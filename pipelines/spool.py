@@ -1,6 +1,6 @@
-"""A request whose pictures are files: control images in, encoded pictures out.
+"""A request whose pictures are files: pictures of clients in, encoded pictures out.
 
-spool/inputs/<name>                      control images, as the client sent them
+spool/inputs/<name>                      control and init images, as the client sent them
 spool/outputs/<job>.<attempt>.<i>.<ext>  what was drawn; the reader takes them away
 """
 
@@ -9,77 +9,117 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .encode import encode_image
-from .engine import ControlImage, Engine, StepReport
+from .encode import describe, encode_image
+from .engine import Drawn, Engine, Generated, SourceImage
 from .faults import BadRequest
 from .picture import UnusablePicture, decode_file
 from .request import GenerationRequest, GenerationResult, OutputFile, OutputFormat
+from .watch import StepReport
 
 INPUTS = "inputs"
 OUTPUTS = "outputs"
 
-
-def draw(
-    engine: Engine,
-    request: GenerationRequest,
-    spool: Path,
-    *,
-    name: str,
-    on_step: Callable[[StepReport], None],
-    cancelled: Callable[[], bool],
-) -> GenerationResult:
-    """Computes `request` and writes its pictures to the spool's output folder, their names beginning with `name`.
-
-    Raises what Engine.generate raises, and BadRequest when the control image cannot be read.
-    """
-    control_image = _control_image(request, spool)
-    generated = engine.generate(request, control_image=control_image, on_step=on_step, cancelled=cancelled)
-    start = time.perf_counter()
-    images = tuple(
-        _write(pixels, spool, f"{name}.{index}", index, request.seed_of(index), request)
-        for index, pixels in enumerate(generated.images)
-    )
-    depth_map = None
-    if generated.depth_map is not None:
-        depth_map = _write_as(generated.depth_map, spool, f"{name}.depth", 0, request.seed, "png", 100)
-    timings_s = {**generated.timings_s, "encode": time.perf_counter() - start}
-    notes = {"unseen_tokens": generated.unseen_tokens} if generated.unseen_tokens else {}
-    return GenerationResult(images=images, depth_map=depth_map, timings_s=timings_s, notes=notes)
+_encoders = ThreadPoolExecutor(4, thread_name_prefix="encode")
 
 
-def _control_image(request: GenerationRequest, spool: Path) -> ControlImage | None:
-    if request.control_image is None:
-        return None
-    try:
-        return ControlImage(decode_file(spool / INPUTS / request.control_image), key=request.control_image)
-    except (UnusablePicture, OSError) as error:
-        raise BadRequest(f"control_image {error}") from error
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spool:
+    """The folder, and whether pictures carry how they were made."""
+
+    folder: Path
+    metadata: bool = True
+
+    def draw(
+        self,
+        engine: Engine,
+        request: GenerationRequest,
+        *,
+        name: str,
+        on_step: Callable[[StepReport], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> GenerationResult:
+        """Computes `request` and writes its pictures to the output folder, their names beginning with `name`.
+
+        Raises what Engine.generate raises, and BadRequest when a picture of the client cannot be read.
+        """
+        generated = engine.generate(
+            request,
+            control_image=self._source("control_image", request.control_image),
+            init_image=self._source("image", request.init_image),
+            on_step=on_step,
+            cancelled=cancelled,
+        )
+        start = time.perf_counter()
+        # Several pictures are encoded at once, in threads: Pillow's encoders let go of the interpreter.
+        images = tuple(_encoders.map(lambda drawn: self._image(drawn, generated, request, name), generated.images))
+        depth_map = None
+        if generated.depth_map is not None:
+            depth_map = self._write(generated.depth_map, f"{name}.depth", 0, request.seed, "png", 100, None)
+        timings_s = {**generated.timings_s, "encode": time.perf_counter() - start}
+        return GenerationResult(
+            images=images, depth_map=depth_map, timings_s=timings_s, notes=_notes(request, generated)
+        )
+
+    def _source(self, parameter: str, name: str | None) -> SourceImage | None:
+        if name is None:
+            return None
+        try:
+            return SourceImage(decode_file(self.folder / INPUTS / name), key=name)
+        except (UnusablePicture, OSError) as error:
+            raise BadRequest(f"{parameter} {error}") from error
+
+    def _image(self, drawn: Drawn, generated: Generated, request: GenerationRequest, name: str) -> OutputFile:
+        seed = request.seed_of(drawn.index)
+        parameters = describe(request, generated.prompt, seed) if self.metadata else None
+        return self._write(
+            drawn.pixels,
+            f"{name}.{drawn.index}",
+            drawn.index,
+            seed,
+            request.output_format,
+            request.output_quality,
+            parameters,
+        )
+
+    def _write(
+        self,
+        pixels: torch.Tensor,
+        name: str,
+        index: int,
+        seed: int,
+        output_format: OutputFormat,
+        quality: int,
+        parameters: str | None,
+    ) -> OutputFile:
+        data = encode_image(pixels, output_format, quality, parameters)
+        file = f"{name}.{output_format}"
+        (self.folder / OUTPUTS / file).write_bytes(data)
+        height, width, _ = pixels.shape
+        return OutputFile(
+            index=index,
+            seed=seed,
+            file=file,
+            format=output_format,
+            width=width,
+            height=height,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
 
 
-def _write(
-    pixels: torch.Tensor, spool: Path, name: str, index: int, seed: int, request: GenerationRequest
-) -> OutputFile:
-    return _write_as(pixels, spool, name, index, seed, request.output_format, request.output_quality)
-
-
-def _write_as(
-    pixels: torch.Tensor, spool: Path, name: str, index: int, seed: int, output_format: OutputFormat, quality: int
-) -> OutputFile:
-    data = encode_image(pixels, output_format, quality)
-    file = f"{name}.{output_format}"
-    (spool / OUTPUTS / file).write_bytes(data)
-    height, width, _ = pixels.shape
-    return OutputFile(
-        index=index,
-        seed=seed,
-        file=file,
-        format=output_format,
-        width=width,
-        height=height,
-        size_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+def _notes(request: GenerationRequest, generated: Generated) -> dict[str, Any]:
+    notes: dict[str, Any] = {"safety": generated.safety}
+    if generated.unseen_tokens:
+        notes["unseen_tokens"] = generated.unseen_tokens
+    if generated.prompt != request.prompt:
+        notes["prompt"] = generated.prompt
+    if generated.flagged:
+        notes["flagged"] = list(generated.flagged)
+    return notes

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from PIL import Image
 
-from .engine import ControlImage, Engine
+from .engine import Engine, SourceImage
+from .faults import Flagged
 from .models import MODELS
 from .request import GenerationRequest
 
@@ -22,5 +25,6 @@ def warm_up(engine: Engine) -> None:
             model=name, prompt="warm-up", width=SIDE, height=SIDE, steps=STEPS, guidance=3.5, seed=0
         )
         gradient = Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
-        control = ControlImage(gradient, key="warm-up") if MODELS[name].takes_control else None
-        engine.generate(request, control_image=control)
+        control = SourceImage(gradient, key="warm-up") if MODELS[name].takes_control else None
+        with suppress(Flagged):
+            engine.generate(request, control_image=control)

@@ -34,6 +34,11 @@ log = structlog.get_logger(__name__)
 
 TITLE = "FLUX local server"
 
+SAFETY_ADVICE = (
+    "put CompVis/stable-diffusion-safety-checker and Falconsai/nsfw_image_detection beside the models;"
+    " until then replies say x-safety-check: unavailable"
+)
+
 
 def create_app(settings: Settings) -> FastAPI:
     """The server's ASGI application. Its folders, database and worker come up with its lifespan."""
@@ -111,6 +116,8 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     )
     for problem in weights.problems:
         log.warning("weights", problem=problem)
+    if weights.safety_concepts is None or weights.nsfw_detector is None:
+        log.warning("pictures are not checked for safety: the classifiers' weights are not there", advice=SAFETY_ADVICE)
     if weights.models:
         await worker.start()
     await dispatcher.start()
@@ -130,11 +137,20 @@ def _load_message(settings: Settings, weights: Located, spool: Path) -> Load:
     return Load(
         version=PROTOCOL_VERSION,
         models={name: str(folder.resolve()) for name, folder in weights.models.items()},
-        depth_estimator=str(weights.depth_estimator.resolve()) if weights.depth_estimator else None,
+        depth_estimator=_resolved(weights.depth_estimator),
+        safety_concepts=_resolved(weights.safety_concepts),
+        nsfw_detector=_resolved(weights.nsfw_detector),
+        upsampler=_resolved(settings.prompt_upsampler),
+        loras=_resolved(settings.lora_dir),
         spool=str(spool.resolve()),
+        metadata=settings.metadata,
         device=settings.device,
         dtype=settings.dtype,
     )
+
+
+def _resolved(folder: Path | None) -> str | None:
+    return str(folder.resolve()) if folder else None
 
 
 def _fetch_policy(settings: Settings) -> FetchPolicy:

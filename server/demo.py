@@ -59,7 +59,7 @@ def run_demo(output: Path, *, once: bool) -> int:
     output.mkdir(parents=True, exist_ok=True)
     photo = output / "photo.jpg"
     _save_photo(data.coffee(), photo)
-    print("A server with small random weights: its pictures are noise, but everything around the model is real.\n")
+    print("A server with small weights made by code: it draws colour textures, everything around the model is real.\n")
     with _server(output / "server-data") as (process, base):
         client = SegmindClient(api_key="SG_0123456789abcdef", base_url=f"{base}/v1")
         # The SDK's upload goes to a host of its own, whatever the base URL.

@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder of the job database, uploaded and generated pictures.")
     weights_dir: Path | None = Field(None, description="Folder of model folders in diffusers' layout.")
     demo: bool = Field(False, description="Use the small built-in demo weights instead of real ones.")
+    prompt_upsampler: Path | None = Field(None, description="Folder of a language model that rewrites prompts.")
+    lora_dir: Path | None = Field(None, description="Folder of LoRA files that requests may name.")
+    metadata: bool = Field(True, description="Write into each picture how it was made (prompt, seed, settings).")
     device: str = Field("auto", description="Where to compute: auto, cuda, cuda:1, cpu.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision; auto is bfloat16 on a card and float32 on the CPU."

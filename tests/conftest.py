@@ -47,9 +47,10 @@ class ServerProcess:
 
     def start(self, *, wait_ready: bool = True) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
+        environment["FLUX_WEIGHTS_DIR"] = str(self._weights)
         environment |= {f"FLUX_{name.upper()}": value for name, value in self._settings.items()}
         command = [sys.executable, "-P", "-m", "server", "serve", "--port", "0"]
-        command += ["--weights", str(self._weights), "--data-dir", str(self.data_dir)]
+        command += ["--data-dir", str(self.data_dir)]
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
                 command,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import structlog
 
-from server.errors import InvalidInput, ModelFailed, OutOfMemory, ServerError, WaitTimeout, WorkerCrashed
+from server.errors import InvalidInput, ModelFailed, OutOfMemory, SafetyBlocked, ServerError, WaitTimeout, WorkerCrashed
 from server.media.results import ResultFiles
 from server.worker.protocol import Done, Failed, Step, result_of, run_message
 from server.worker.supervisor import WorkerLost, WorkerState, WorkerStuck, WorkerSupervisor
@@ -23,6 +23,7 @@ STOP_LIMIT_S = 10.0
 
 ERRORS: dict[str, type[ServerError]] = {
     "input": InvalidInput,
+    "safety": SafetyBlocked,
     "out_of_memory": OutOfMemory,
     "not_finite": ModelFailed,
     "unknown": ModelFailed,

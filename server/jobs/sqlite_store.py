@@ -138,7 +138,7 @@ def _insert_values(new: NewJob, now: float) -> dict[str, Any]:
         "lane": int(new.lane),
         "attached": int(new.attached),
         "request": json.dumps(new.request.to_json()),
-        "input_name": new.request.control_image,
+        "input_name": new.request.control_image or new.request.init_image,
         "dialect": json.dumps(new.dialect),
         "price_micro_usd": new.price_micro_usd,
         "submitted_at": now,

@@ -35,6 +35,7 @@ from .protocol import (
 
 if TYPE_CHECKING:
     from pipelines.engine import Engine
+    from pipelines.spool import Spool
 
 FATAL_EXIT = 70
 _PR_SET_PDEATHSIG = 1
@@ -84,7 +85,9 @@ def main() -> None:
     except Exception as error:
         _leave(wire, Fatal(reason="load", message=f"{type(error).__name__}: {error}"))
         return
-    _serve(wire, engine, Path(load.spool))
+    from pipelines.spool import Spool
+
+    _serve(wire, engine, Spool(folder=Path(load.spool), metadata=load.metadata))
 
 
 def _take_streams() -> Wire:
@@ -107,17 +110,20 @@ def _load(wire: Wire, load: Load) -> Engine:
     # Set before the libraries are imported, since they read them then: no hub is asked, no bars are drawn, and threads
     # that wait for each other sleep instead of spinning, which costs several times the time when cores are shared.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    from pipelines.components import load_components, pick_device, pick_dtype
+    from pipelines.components import Folders, load_components, pick_device, pick_dtype
     from pipelines.engine import Engine
     from pipelines.warmup import warm_up
 
     device = pick_device(load.device)
-    components = load_components(
-        {name: Path(folder) for name, folder in load.models.items()},
-        Path(load.depth_estimator) if load.depth_estimator else None,
-        device=device,
-        dtype=pick_dtype(load.dtype, device),
+    folders = Folders(
+        models={name: Path(folder) for name, folder in load.models.items()},
+        depth_estimator=_path(load.depth_estimator),
+        safety_concepts=_path(load.safety_concepts),
+        nsfw_detector=_path(load.nsfw_detector),
+        upsampler=_path(load.upsampler),
+        loras=_path(load.loras),
     )
+    components = load_components(folders, device=device, dtype=pick_dtype(load.dtype, device))
     engine = Engine(components)
     loaded = time.monotonic()
     warm_up(engine)
@@ -126,6 +132,7 @@ def _load(wire: Wire, load: Load) -> Engine:
             version=PROTOCOL_VERSION,
             models=list(engine.model_names),
             device=str(device),
+            safety_checker=components.safety is not None,
             load_s=loaded - start,
             warmup_s=time.monotonic() - loaded,
         )
@@ -133,7 +140,11 @@ def _load(wire: Wire, load: Load) -> Engine:
     return engine
 
 
-def _serve(wire: Wire, engine: Engine, spool: Path) -> None:
+def _path(folder: str | None) -> Path | None:
+    return Path(folder) if folder else None
+
+
+def _serve(wire: Wire, engine: Engine, spool: Spool) -> None:
     while True:
         message = wire.inbox.get()
         if isinstance(message, Shutdown):
@@ -143,11 +154,10 @@ def _serve(wire: Wire, engine: Engine, spool: Path) -> None:
             wire.forget(message)
 
 
-def _run(wire: Wire, engine: Engine, spool: Path, run: Run) -> None:
-    from pipelines.engine import Cancelled, StepReport
+def _run(wire: Wire, engine: Engine, spool: Spool, run: Run) -> None:
     from pipelines.faults import release_memory
     from pipelines.request import GenerationRequest
-    from pipelines.spool import draw
+    from pipelines.watch import StepReport
 
     start = time.monotonic()
 
@@ -155,36 +165,32 @@ def _run(wire: Wire, engine: Engine, spool: Path, run: Run) -> None:
         wire.send(Step(job=run.job, attempt=run.attempt, step=step.step, steps=step.steps, step_s=step.step_s))
 
     try:
-        result = draw(
+        result = spool.draw(
             engine,
             GenerationRequest.from_json(run.request),
-            spool,
             name=f"{run.job}.{run.attempt}",
             on_step=report,
             cancelled=lambda: wire.is_cancelled(run),
         )
-    except Cancelled:
-        failure = ("cancelled", "cancelled")
     except Exception as error:
-        failure = _sort(wire, run, error)
+        kind, text = _sort(wire, run, error)
     else:
         wire.send(Done(job=run.job, attempt=run.attempt, result=result.to_json(), compute_s=time.monotonic() - start))
         return
-    # Outside the except blocks: an exception's traceback holds the tensors that have to go before memory is free.
+    # Outside the except block: an exception's traceback holds the tensors that have to go before memory is free.
     release_memory()
-    kind, text = failure
     wire.send(Failed(job=run.job, attempt=run.attempt, kind=kind, message=text, compute_s=time.monotonic() - start))
 
 
 def _sort(wire: Wire, run: Run, error: Exception) -> tuple[str, str]:
     """The failure to report, or the end of this process when the device cannot be used any more."""
-    from pipelines.decode import NotFinite
     from pipelines.faults import classify
 
-    kind = "not_finite" if isinstance(error, NotFinite) else classify(error)
+    kind = classify(error)
     if kind == "fatal":
         _leave(wire, Fatal(reason="device", message=str(error), job=run.job))
-    print(f"job {run.job} failed ({kind}): {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    if kind != "cancelled":
+        print(f"job {run.job} failed ({kind}): {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
     return kind, str(error)
 
 

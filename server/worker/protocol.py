@@ -20,12 +20,21 @@ PROTOCOL_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Load these models' folders and warm up. Answered by Ready or Fatal."""
+    """Load these folders and warm up. Answered by Ready or Fatal.
+
+    models: folder by model name; the other folders are None where there is nothing to load.
+    metadata: write into each picture how it was made.
+    """
 
     version: int
     models: dict[str, str]
     depth_estimator: str | None
+    safety_concepts: str | None
+    nsfw_detector: str | None
+    upsampler: str | None
+    loras: str | None
     spool: str
+    metadata: bool
     device: str
     dtype: str
 
@@ -59,6 +68,7 @@ class Ready:
     version: int
     models: list[str]
     device: str
+    safety_checker: bool
     load_s: float
     warmup_s: float
 
@@ -88,7 +98,7 @@ class Done:
 class Failed:
     """The job ended without pictures; the worker goes on.
 
-    kind: input, out_of_memory, not_finite, unknown or cancelled.
+    kind: input, safety, out_of_memory, not_finite, unknown or cancelled.
     """
 
     job: str

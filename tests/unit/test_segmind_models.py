@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.models import MODELS as ENGINE_MODELS
-from pipelines.sizes import aspect_size, control_size
+from pipelines.sizes import aspect_size, control_size, init_size
 from server.api.segmind.models import MODELS, SegmindCall, parse, size_of
 from server.errors import InvalidInput, NotFound
 
@@ -65,10 +65,13 @@ CALLS = {
         aspect_ratio="1:1",
         megapixels=None,
         control_image=None,
+        init_image=None,
+        strength=0.8,
+        loras=(),
         preprocess=True,
         return_depth=False,
         check_safety=True,
-        safety_tolerance=None,
+        safety_tolerance=2,
         prompt_upsampling=False,
         wants_base64=False,
         price_micro_usd=19_600,
@@ -86,10 +89,13 @@ CALLS = {
         aspect_ratio=None,
         megapixels="1",
         control_image=ROOM,
+        init_image=None,
+        strength=1.0,
+        loras=(),
         preprocess=True,
         return_depth=False,
         check_safety=True,
-        safety_tolerance=None,
+        safety_tolerance=2,
         prompt_upsampling=False,
         wants_base64=False,
         price_micro_usd=31_250,
@@ -107,6 +113,9 @@ CALLS = {
         aspect_ratio=None,
         megapixels=None,
         control_image=ROOM,
+        init_image=None,
+        strength=1.0,
+        loras=(),
         preprocess=True,
         return_depth=False,
         check_safety=True,
@@ -214,7 +223,8 @@ def test_unknown_parameters_are_ignored(slug: str) -> None:
 
 def test_sizes() -> None:
     assert size_of(call("flux-dev", aspect_ratio="16:9"), None) == aspect_size("16:9") == (1344, 768)
-    assert size_of(call("flux-dev"), (640, 480)) == (1024, 1024)
+    assert size_of(call("flux-dev"), None) == (1024, 1024)
+    assert size_of(call("flux-dev", aspect_ratio="16:9", image="aGk="), (640, 490)) == init_size(640, 490) == (640, 496)
     for megapixels in ("1", "0.25", "match_input"):
         sized = call("flux-depth-dev", megapixels=megapixels)
         assert size_of(sized, (800, 600)) == control_size(800, 600, megapixels)

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.request import Lora
 from pipelines.sizes import ASPECT_SIZES
 from server.api.segmind.models import MODELS, SegmindCall, parse
 from server.api.segmind.parameters import ASPECT_RATIOS
@@ -146,13 +147,15 @@ def test_control_images(slug: str) -> None:
 @pytest.mark.parametrize("slug", MODELS)
 def test_a_file_is_no_value_but_for_a_picture(slug: str) -> None:
     for field in MODELS[slug].fields.values():
-        if field.name != "control_image":
+        if field.name not in ("control_image", "image"):
             assert refusal(slug, REQUIRED[slug] | {field.name: b"\x00"}).parameter == field.name
 
 
 def test_safety() -> None:
     assert call("flux-depth-dev", disable_safety_checker="True").check_safety is False
-    assert call("flux-dev", disable_safety_checker=True).check_safety is True
+    assert call("flux-dev", disable_safety_checker=True).check_safety is False
+    assert call("flux-depth-pro", disable_safety_checker=True).check_safety is True
+    assert call("flux-dev").safety_tolerance == call("flux-depth-dev").safety_tolerance == 2
     assert call("flux-depth-pro", safety_tolerance="6").safety_tolerance == 6
 
 
@@ -172,4 +175,40 @@ def test_base64_flags(slug: str, name: str) -> None:
 def test_prompt_upsampling_is_on_where_the_page_says_so() -> None:
     assert call("flux-depth-pro").prompt_upsampling is True
     assert call("flux-depth-pro", prompt_upsampling="0").prompt_upsampling is False
-    assert call("flux-dev", prompt_upsampling=True).prompt_upsampling is False
+    assert call("flux-dev").prompt_upsampling is call("flux-depth-dev").prompt_upsampling is False
+    assert call("flux-dev", prompt_upsampling=True).prompt_upsampling is True
+
+
+def test_an_init_image_is_optional_and_comes_with_its_strength() -> None:
+    assert call("flux-dev").init_image is None
+    assert call("flux-dev", image="").init_image is None
+    read = call("flux-dev", image=b"picture", prompt_strength="0.35")
+    assert (read.init_image, read.strength) == (b"picture", 0.35)
+    assert refusal("flux-dev", REQUIRED["flux-dev"] | {"prompt_strength": 1.01}).parameter == "prompt_strength"
+    assert refusal("flux-dev", REQUIRED["flux-dev"] | {"image": ["a", "b"]}).parameter == "image"
+
+
+@pytest.mark.parametrize("slug", MODELS)
+def test_loras_are_a_list_or_its_json_text(slug: str) -> None:
+    wanted = (Lora(name="a", scale=0.5), Lora(name="b"))
+    assert call(slug, loras=[{"name": "a", "scale": 0.5}, {"name": "b"}]).loras == wanted
+    assert call(slug, loras='[{"name": "a", "scale": "0.5"}, "b"]').loras == wanted
+    assert call(slug).loras == call(slug, loras=[]).loras == call(slug, loras="").loras == ()
+
+
+@pytest.mark.parametrize(
+    "loras",
+    [
+        "a",
+        [1],
+        [{}],
+        [{"name": ""}],
+        [{"name": "a", "scale": 11}],
+        [{"name": "a", "scale": "x"}],
+        ["a"] * 5,
+        {},
+        "[" * 9999,
+    ],
+)
+def test_other_loras_are_refused(loras: object) -> None:
+    assert refusal("flux-dev", REQUIRED["flux-dev"] | {"loras": loras}).parameter == "loras"

@@ -9,12 +9,13 @@ The same table feeds validation, OpenAPI and the model information list, so they
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pipelines.request import SEED_SPACE
+from pipelines.request import SEED_SPACE, Lora
 from server.errors import InvalidInput
 
 from .values import ABSENT, as_integer, as_number, is_blank, is_encodable, shown
@@ -186,6 +187,64 @@ class Picture(Field):
 
     def schema(self) -> dict[str, Any]:
         return self._described("string")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionalPicture(Picture):
+    """A picture that may be left out."""
+
+    required: ClassVar[bool] = False
+
+    def read(self, value: object) -> str | bytes | None:  # type: ignore[override]
+        absent = value is ABSENT or value is None or (isinstance(value, str | bytes) and not value.strip())
+        # Named in full: a slotted dataclass has no cell for a bare super().
+        return None if absent else Picture.read(self, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loras(Field):
+    """A list of adapters, `[{"name": …, "scale": …}]`, or its JSON text in a form. The scale may be left out."""
+
+    most: int
+    low: float
+    high: float
+
+    def read(self, value: object) -> tuple[Lora, ...]:
+        if is_blank(value):
+            return ()
+        entries = _from_json_text(value)
+        if not isinstance(entries, list) or len(entries) > self.most:
+            raise self._refusal(f'a list of at most {self.most} objects like {{"name": "…", "scale": 1}}', shown(value))
+        return tuple(self._entry(entry) for entry in entries)
+
+    def _entry(self, entry: object) -> Lora:
+        fields = entry if isinstance(entry, Mapping) else {"name": entry}
+        name = fields.get("name")
+        if not isinstance(name, str) or not name or not is_encodable(name):
+            raise self._refusal("a list whose entries have a name", shown(entry))
+        return Lora(name=name, scale=self._scale(fields.get("scale", ABSENT)))
+
+    def _scale(self, value: object) -> float:
+        number = Number(name=f"{self.name}.scale", description="", default=1.0, low=self.low, high=self.high)
+        try:
+            return number.read(value)
+        except InvalidInput as refused:
+            refused.parameter = self.name
+            raise
+
+    def schema(self) -> dict[str, Any]:
+        scale = {"type": "number", "minimum": self.low, "maximum": self.high, "default": 1}
+        entry = {"type": "object", "properties": {"name": {"type": "string"}, "scale": scale}, "required": ["name"]}
+        return self._described("array", items=entry, maxItems=self.most, default=[])
+
+
+def _from_json_text(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

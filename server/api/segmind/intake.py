@@ -39,7 +39,7 @@ async def accept(request: Request, services: Services, slug: str, *, attached: b
             lane=Lane.INTERACTIVE if attached else Lane.BATCH,
             attached=attached,
             request=generation,
-            dialect={"slug": slug, "prompt_upsampling": call.prompt_upsampling},
+            dialect={"slug": slug},
             price_micro_usd=_price(services, call),
             budget_micro_usd=caller.budget_micro_usd,
         )
@@ -48,14 +48,13 @@ async def accept(request: Request, services: Services, slug: str, *, attached: b
 
 
 async def _complete(request: Request, services: Services, call: SegmindCall) -> GenerationRequest:
-    """The canonical request: the control image kept on disk, the size known."""
-    control_image, control_size = None, None
+    """The canonical request: its picture kept on disk, the size known."""
+    control_image, init_image, source_size = None, None, None
     if call.control_image is not None:
-        data, info = await take_picture(request, services, call.control_image, "control_image")
-        control_size = (info.width, info.height)
-        size_of(call, control_size)
-        control_image = await services.results.keep_input(data, info.format)
-    width, height = size_of(call, control_size)
+        control_image, source_size = await _keep(request, services, call, call.control_image, "control_image")
+    elif call.init_image is not None:
+        init_image, source_size = await _keep(request, services, call, call.init_image, "image")
+    width, height = size_of(call, source_size)
     return GenerationRequest(
         model=call.engine_model,
         prompt=call.prompt,
@@ -66,11 +65,26 @@ async def _complete(request: Request, services: Services, call: SegmindCall) -> 
         seed=call.seed,
         num_outputs=call.num_outputs,
         control_image=control_image,
+        init_image=init_image,
+        strength=call.strength,
         preprocess=call.preprocess,
         return_depth=call.return_depth,
+        check_safety=call.check_safety,
+        safety_tolerance=call.safety_tolerance,
+        upsample_prompt=call.prompt_upsampling,
+        loras=call.loras,
         output_format=call.output_format,
         output_quality=call.output_quality,
     )
+
+
+async def _keep(
+    request: Request, services: Services, call: SegmindCall, value: str | bytes, parameter: str
+) -> tuple[str, tuple[int, int]]:
+    """Keeps a call's picture for its job. Returns its name and its size in pixels, once a size follows from it."""
+    data, info = await take_picture(request, services, value, parameter)
+    size_of(call, (info.width, info.height))
+    return await services.results.keep_input(data, info.format), (info.width, info.height)
 
 
 async def take_picture(

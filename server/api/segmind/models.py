@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipelines import models as engine
 from pipelines import sizes
-from pipelines.request import SEED_SPACE, OutputFormat
+from pipelines.request import DEFAULT_SAFETY_TOLERANCE, SEED_SPACE, Lora, OutputFormat
 from pipelines.sizes import Megapixels
 from server.errors import InvalidInput, NotFound
 
@@ -46,11 +46,14 @@ class SegmindCall:
     output_quality: 0–100, meaningless for png.
     aspect_ratio: for flux-dev, a key of `pipelines.sizes.ASPECT_SIZES`; else None.
     megapixels: for flux-depth-dev; None elsewhere, which is one megapixel.
+    init_image: for flux-dev, a picture to start from in the same forms as control_image, or None.
+    strength: 0–1, the share of the init image that is replaced.
     control_image: a URL, data URI or base64 text, or a file's bytes, not looked into yet; None for flux-dev.
     preprocess: False means that the control image already is a depth map.
     return_depth: also give back the depth map.
-    check_safety: False only where the page has `disable_safety_checker` and the client set it.
-    safety_tolerance: for flux-depth-pro, 1 (strict) to 6; else None.
+    check_safety: False only where the model has `disable_safety_checker` and the client set it.
+    safety_tolerance: 1 (strict) to 6; the reference's 2 where the model has no such parameter.
+    loras: adapters by name, in the order given.
     wants_base64: the client set `base64` or `base_64`.
     price_micro_usd: of the whole call, in millionths of a US dollar.
     """
@@ -66,12 +69,15 @@ class SegmindCall:
     output_quality: int
     aspect_ratio: str | None
     megapixels: Megapixels | None
+    init_image: str | bytes | None
+    strength: float
     control_image: str | bytes | None
     preprocess: bool
     return_depth: bool
     check_safety: bool
-    safety_tolerance: int | None
+    safety_tolerance: int
     prompt_upsampling: bool
+    loras: tuple[Lora, ...]
     wants_base64: bool
     price_micro_usd: int
 
@@ -146,28 +152,32 @@ def _call(model: SegmindModel, values: Mapping[str, Any], draw_seed: Callable[[]
         output_quality=values["output_quality"],
         aspect_ratio=values.get("aspect_ratio"),
         megapixels=values.get("megapixels"),
+        init_image=values.get("init_image"),
+        strength=values.get("prompt_strength", 1.0),
         control_image=values.get("control_image"),
         preprocess=values.get("preprocess", True),
         return_depth=values.get("return_depth", False),
         check_safety=not values.get("disable_safety_checker", False),
-        safety_tolerance=values.get("safety_tolerance"),
+        safety_tolerance=values.get("safety_tolerance", DEFAULT_SAFETY_TOLERANCE),
         prompt_upsampling=values.get("prompt_upsampling", False),
+        loras=values["loras"],
         wants_base64=values["base64"] or values["base_64"],
         price_micro_usd=model.price_micro_usd * num_outputs,
     )
 
 
-def size_of(call: SegmindCall, control_size: tuple[int, int] | None) -> tuple[int, int]:
+def size_of(call: SegmindCall, source_size: tuple[int, int] | None) -> tuple[int, int]:
     """Width and height in pixels of the call's pictures.
 
-    control_size: width and height in pixels of the decoded control image, after its EXIF turn; None for flux-dev.
-    Raises InvalidInput for a control image whose shape gives no size, ValueError for a depth call without its size.
+    source_size: width and height in pixels of the control or init image, after its EXIF turn; None without one.
+    Raises InvalidInput for a picture whose shape gives no size, ValueError for a depth call without its size.
     """
-    if call.aspect_ratio is not None:
-        return sizes.aspect_size(call.aspect_ratio)
-    if control_size is None:
-        raise ValueError(f"a {call.slug} call takes its size from the control image, and none was given")
     try:
-        return sizes.control_size(*control_size, call.megapixels or "1")
+        if call.aspect_ratio is not None:
+            return sizes.aspect_size(call.aspect_ratio) if source_size is None else sizes.init_size(*source_size)
+        if source_size is None:
+            raise ValueError(f"a {call.slug} call takes its size from the control image, and none was given")
+        return sizes.control_size(*source_size, call.megapixels or "1")
     except sizes.UnusableSize as error:
-        raise InvalidInput(f"control_image {error}", parameter="control_image") from error
+        name = "control_image" if call.aspect_ratio is None else "image"
+        raise InvalidInput(f"{name} {error}", parameter=name) from error

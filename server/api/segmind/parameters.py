@@ -7,8 +7,9 @@ not list begins its description with "Extension". Tables are in the order in whi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from .fields import Choice, Field, Flag, Integer, Number, Picture, Seed, Text
+from .fields import Choice, Field, Flag, Integer, Loras, Number, OptionalPicture, Picture, Seed, Text
 
 FLUX_DEV_GUIDANCE = 3.0
 """Default of the flux-dev page's parameter table; the samples on the same page send 3.5."""
@@ -64,8 +65,32 @@ _DEPTH = {
     ),
 }
 
+_SAFETY = Flag(
+    name="disable_safety_checker", default=False, description="Disable the safety checker for generated images."
+)
+_UPSAMPLING = "Let the server's prompt upsampler, where it has one, rewrite the prompt more creatively."
+_LORAS = {
+    "loras": Loras(
+        name="loras",
+        most=4,
+        low=-10,
+        high=10,
+        description=f"{_EXTENSION}adapters from the server's LoRA folder, by file name without extension.",
+    )
+}
+
+
+def _extension(field: Flag) -> Flag:
+    return replace(field, description=f"{_EXTENSION}{field.description[0].lower()}{field.description[1:]}")
+
+
 FLUX_DEV: Mapping[str, Field] = {
     "prompt": _PROMPT,
+    "init_image": OptionalPicture(
+        name="image",
+        description=f"{_EXTENSION}a picture to start from (image-to-image); the output takes its shape, at most 1440 a"
+        " side, and aspect_ratio is ignored. Given in the same forms as control_image of the depth models.",
+    ),
     "aspect_ratio": Choice(
         name="aspect_ratio",
         default="1:1",
@@ -81,11 +106,15 @@ FLUX_DEV: Mapping[str, Field] = {
         default=0.8,
         low=0,
         high=1,
-        description="Checked and otherwise unused: it weighs the prompt against an input image, and there is none.",
+        description="With `image`: how much of it is replaced, in steps of 1/steps; 0 gives it back, 1 ignores it."
+        " Without one it has no effect.",
     ),
     "seed": _seed(46588),
     "output_format": _output_format("webp"),
     "output_quality": _output_quality(),
+    "disable_safety_checker": _extension(_SAFETY),
+    "prompt_upsampling": Flag(name="prompt_upsampling", default=False, description=f"{_EXTENSION}{_UPSAMPLING}"),
+    **_LORAS,
     **_BASE64,
 }
 """Segmind flux-dev page. Its table calls guidance an integer and its samples send 3.5, so fractions are taken."""
@@ -104,12 +133,12 @@ FLUX_DEPTH_DEV: Mapping[str, Field] = {
         description="Approximate size of the output. match_input takes the input's size, up to 1440×1440 pixels.",
     ),
     "num_outputs": Integer(name="num_outputs", default=1, low=1, high=4, description=_OUTPUTS),
-    "disable_safety_checker": Flag(
-        name="disable_safety_checker", default=False, description="Disable the safety checker for generated images."
-    ),
+    "disable_safety_checker": _SAFETY,
     "seed": _seed(85412),
     "output_format": _output_format("jpg"),
     "output_quality": _output_quality(),
+    "prompt_upsampling": Flag(name="prompt_upsampling", default=False, description=f"{_EXTENSION}{_UPSAMPLING}"),
+    **_LORAS,
     **_DEPTH,
     **_BASE64,
 }
@@ -126,11 +155,12 @@ FLUX_DEPTH_PRO: Mapping[str, Field] = {
     "prompt_upsampling": Flag(
         name="prompt_upsampling",
         default=True,
-        description="Let the server's prompt upsampler, where it has one, rewrite the prompt more creatively.",
+        description=_UPSAMPLING,
     ),
     "seed": _seed(96522),
     "output_format": _output_format("jpg"),
     "output_quality": _output_quality(_EXTENSION),
+    **_LORAS,
     **_DEPTH,
     **_BASE64,
 }

@@ -15,7 +15,7 @@ from server.accounts import MICRO
 from server.jobs.model import Job, State
 from server.media.results import MEDIA_TYPES
 
-DEMO_NOTICE = "Drawn with the built-in demo weights: random numbers, so this is noise and not a picture of the prompt."
+DEMO_NOTICE = "Drawn with the built-in demo weights: colour textures made by code, not a picture of the prompt."
 
 CANCELLED_TEXT = "The request was cancelled."
 
@@ -32,6 +32,8 @@ EXPOSED_HEADERS = (
     "x-model",
     "x-prompt-upsampling",
     "x-prompt-unseen-tokens",
+    "x-safety-check",
+    "x-safety-flagged",
     "x-demo-weights",
     "retry-after",
 )
@@ -86,12 +88,18 @@ def result_body(job: Job, base: str, balance_micro_usd: int, *, demo: bool) -> d
         "output": images[0]["url"],
         "images": images,
         "seed": str(job.request.seed),
-        "prompt": job.request.prompt,
+        "prompt": job.result.notes.get("prompt", job.request.prompt),
         "model": job.request.model,
         "timings": {stage: round(seconds, 4) for stage, seconds in job.result.timings_s.items()},
     }
     if job.result.depth_map:
         body["depth_map"] = image_entry(job.result.depth_map, base)
+    body["safety"] = {
+        "check": job.result.notes.get("safety", "unavailable"),
+        "flagged": job.result.notes.get("flagged", []),
+    }
+    if job.result.notes.get("unseen_tokens"):
+        body["prompt_unseen_tokens"] = job.result.notes["unseen_tokens"]
     if demo:
         body["notice"] = DEMO_NOTICE
     return body
@@ -146,10 +154,14 @@ def headers(job: Job, base: str, balance_micro_usd: int, *, demo: bool) -> dict[
         values["x-output-urls"] = ", ".join(file_url(image, base) for image in images)
     if job.result.depth_map:
         values["x-depth-map-url"] = file_url(job.result.depth_map, base)
-    if job.dialect.get("prompt_upsampling"):
-        values["x-prompt-upsampling"] = "unavailable; the prompt was used as it is"
-    if job.result.notes.get("unseen_tokens"):
-        values["x-prompt-unseen-tokens"] = str(job.result.notes["unseen_tokens"])
+    notes = job.result.notes
+    values["x-safety-check"] = notes.get("safety", "unavailable")
+    if notes.get("flagged"):
+        values["x-safety-flagged"] = ", ".join(map(str, notes["flagged"]))
+    if job.request.upsample_prompt:
+        values["x-prompt-upsampling"] = "done" if "prompt" in notes else "unavailable; the prompt was used as it is"
+    if notes.get("unseen_tokens"):
+        values["x-prompt-unseen-tokens"] = str(notes["unseen_tokens"])
     if demo:
         values["x-demo-weights"] = "true"
     return values

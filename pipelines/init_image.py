@@ -1,0 +1,32 @@
+"""The picture that an image-to-image generation starts from, as latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .cache import TensorCache, tensor_bytes
+from .decode import encode_picture, picture_tensor
+
+CACHE_BYTES = 64 * 1024 * 1024
+
+
+class InitEncoder:
+    """Encodes init images; repeats come from a cache. Takes the VAE distribution's mode, so repeats are equal."""
+
+    def __init__(self, vae: Any, *, dtype: torch.dtype) -> None:
+        self._vae, self._dtype = vae, dtype
+        self.cache = TensorCache[torch.Tensor](CACHE_BYTES, tensor_bytes)
+
+    def encode(self, picture: Image.Image, key: str, width: int, height: int) -> torch.Tensor:
+        """RGB picture, stretched to `width` × `height` with Lanczos → packed latents [1, L, 64].
+
+        key: names the picture's content.
+        """
+
+        def compute() -> torch.Tensor:
+            return encode_picture(self._vae, picture_tensor(picture, width, height)).to(self._dtype)
+
+        return self.cache.get_or_compute((key, width, height), compute)

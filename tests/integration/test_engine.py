@@ -1,0 +1,214 @@
+"""The engine around the arithmetic: several images, cancel, errors, caches, what is refused."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.components import Components, Folders, load_components
+from pipelines.engine import Engine, SourceImage
+from pipelines.faults import BadRequest, Cancelled, NotFinite
+from pipelines.request import GenerationRequest
+from pipelines.watch import StepReport
+
+DEV = GenerationRequest(model="flux-dev", prompt="a red fox", width=64, height=64, steps=4, guidance=3.5, seed=3)
+DEPTH = replace(DEV, model="flux-depth-dev", guidance=10.0)
+
+
+@pytest.fixture(scope="module")
+def components(demo_weights: Path) -> Components:
+    folders = Folders(
+        models={"flux-dev": demo_weights / "FLUX.1-dev", "flux-depth-dev": demo_weights / "FLUX.1-Depth-dev"},
+        depth_estimator=demo_weights / "depth-anything-large-hf",
+    )
+    return load_components(folders, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture
+def engine(components: Components) -> Engine:
+    for cache in (components.text.cache, components.control.cache, components.init.cache):
+        cache.clear()
+    return Engine(components)
+
+
+@pytest.fixture(scope="module")
+def photo() -> SourceImage:
+    from skimage import data
+
+    return SourceImage(Image.fromarray(data.coffee()), key="coffee")
+
+
+def pixels(engine: Engine, request: GenerationRequest, **sources: Any) -> list[torch.Tensor]:
+    return [drawn.pixels for drawn in engine.generate(request, **sources).images]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("request_", [DEV, DEPTH])
+def test_n_images_equal_n_singles(engine: Engine, photo: SourceImage, request_: GenerationRequest) -> None:
+    control = photo if request_.model == "flux-depth-dev" else None
+    together = pixels(engine, replace(request_, num_outputs=4, seed=2**32 - 2), control_image=control)
+    seeds = [2**32 - 2, 2**32 - 1, 0, 1]
+    singles = [pixels(engine, replace(request_, seed=seed), control_image=control)[0] for seed in seeds]
+    assert same(together, singles)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_progress_counts_every_step_of_every_image(engine: Engine) -> None:
+    reports: list[StepReport] = []
+    engine.generate(replace(DEV, num_outputs=2), on_step=reports.append)
+    assert [(report.step, report.steps) for report in reports] == [(step, 8) for step in range(1, 9)]
+    assert all(report.step_s > 0 for report in reports)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
+def test_a_cancel_takes_effect_before_the_next_step(engine: Engine, after: int) -> None:
+    reports: list[StepReport] = []
+    with pytest.raises(Cancelled):
+        engine.generate(replace(DEV, num_outputs=2), on_step=reports.append, cancelled=lambda: len(reports) >= after)
+    assert len(reports) == after
+
+
+def interrupted(engine: Engine, how: Callable[[StepReport], None], photo: SourceImage) -> None:
+    """A request of another size that ends in the middle."""
+    with pytest.raises(ZeroDivisionError):
+        engine.generate(replace(DEPTH, width=96, height=64), control_image=photo, on_step=how)
+
+
+def cancel(engine: Engine) -> None:
+    seen: list[StepReport] = []
+    with pytest.raises(Cancelled):
+        engine.generate(replace(DEV, width=128), on_step=seen.append, cancelled=lambda: len(seen) == 2)
+
+
+def test_ten_cancels_and_ten_errors_leave_no_trace(engine: Engine, photo: SourceImage) -> None:
+    def fail(report: StepReport) -> None:
+        if report.step == 2:
+            raise ZeroDivisionError
+
+    before = pixels(engine, DEV) + pixels(engine, DEPTH, control_image=photo)
+    process = psutil.Process()
+    cancel(engine)
+    interrupted(engine, fail, photo)
+    gc.collect()
+    memory = process.memory_info().rss
+    for _ in range(10):
+        cancel(engine)
+        interrupted(engine, fail, photo)
+    gc.collect()
+    grown = (process.memory_info().rss - memory) / 2**20
+    print(f"memory grew by {grown:.1f} MiB over ten cancels and ten errors")
+    assert grown < 16
+    assert same(before, pixels(engine, DEV) + pixels(engine, DEPTH, control_image=photo))
+
+
+def test_a_nan_is_an_error_and_not_a_black_picture(engine: Engine, components: Components, monkeypatch: Any) -> None:
+    transformer = components.transformers["flux-dev"]
+    forward = transformer.forward
+
+    def spoiled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)[0].clone()
+        output[0, 0, 0] = torch.nan
+        return (output,)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformer, "forward", spoiled)
+        with pytest.raises(NotFinite, match="not finite"):
+            engine.generate(DEV)
+    assert pixels(engine, DEV)[0].float().std() > 0
+
+
+class CountingEncode:
+    """Counts the VAE's encodes."""
+
+    def __init__(self, vae: Any) -> None:
+        self._encode, self.count = vae.encode, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        return self._encode(*args, **kwargs)
+
+
+@pytest.fixture
+def encodes(components: Components, monkeypatch: pytest.MonkeyPatch) -> CountingEncode:
+    counting = CountingEncode(components.vae)
+    monkeypatch.setattr(components.vae, "encode", counting)
+    return counting
+
+
+def test_a_control_image_is_encoded_once_for_four_outputs_and_not_at_all_again(
+    engine: Engine, components: Components, photo: SourceImage, encodes: CountingEncode
+) -> None:
+    hits = components.control.cache.hits
+    first = pixels(engine, replace(DEPTH, num_outputs=4), control_image=photo)
+    assert encodes.count == 1
+    again = pixels(engine, replace(DEPTH, num_outputs=4), control_image=photo)
+    assert encodes.count == 1
+    assert components.control.cache.hits == hits + 1
+    assert same(first, again)
+
+
+def test_another_size_picture_or_way_is_encoded_anew(
+    engine: Engine, photo: SourceImage, encodes: CountingEncode
+) -> None:
+    engine.generate(DEPTH, control_image=photo)
+    engine.generate(replace(DEPTH, width=96), control_image=photo)
+    engine.generate(replace(DEPTH, preprocess=False), control_image=photo)
+    engine.generate(DEPTH, control_image=SourceImage(photo.picture.rotate(180), key="turned"))
+    assert encodes.count == 4
+
+
+def test_a_prompt_is_encoded_once(engine: Engine, components: Components) -> None:
+    misses, hits = components.text.cache.misses, components.text.cache.hits
+    engine.generate(DEV)
+    engine.generate(replace(DEV, seed=8))
+    assert (components.text.cache.misses, components.text.cache.hits) == (misses + 1, hits + 1)
+
+
+def test_the_cache_stays_within_its_bytes(components: Components) -> None:
+    from pipelines.cache import TensorCache, tensor_bytes
+
+    cache = TensorCache[torch.Tensor](1000, tensor_bytes)
+    for key in range(10):
+        cache.get_or_compute(key, lambda: torch.zeros(100))
+    assert cache.used_bytes == 800
+    assert cache.get_or_compute("large", lambda: torch.zeros(1000)).numel() == 1000
+    assert cache.used_bytes == 800
+
+
+def test_unseen_tokens_are_counted(engine: Engine) -> None:
+    assert engine.generate(DEV).unseen_tokens == 0
+    assert engine.generate(replace(DEV, prompt="fox " * 600)).unseen_tokens > 0
+
+
+def test_return_depth_gives_a_map_of_the_outputs_size(engine: Engine, photo: SourceImage) -> None:
+    generated = engine.generate(replace(DEPTH, width=128, height=96, return_depth=True), control_image=photo)
+    assert generated.depth_map is not None
+    assert generated.depth_map.shape == (96, 128, 3)
+    assert generated.depth_map.float().std() > 20
+    assert engine.generate(DEPTH, control_image=photo).depth_map is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "sources", "words"),
+    [
+        (replace(DEV, model="flux-nonsense"), {}, "flux-nonsense"),
+        (DEPTH, {}, "needs a control image"),
+        (DEPTH, {"control_image": "photo", "init_image": "photo"}, "takes no init image"),
+    ],
+)
+def test_what_cannot_be_computed_is_a_bad_request(
+    engine: Engine, photo: SourceImage, request_: GenerationRequest, sources: dict[str, str], words: str
+) -> None:
+    with pytest.raises(BadRequest, match=words):
+        engine.generate(request_, **dict.fromkeys(sources, photo))
