@@ -164,3 +164,11 @@ def test_a_full_queue_is_429_with_retry_after(run_server: Any) -> None:
         full = replies[statuses.index(429)]
         refused(full, 429, "queue")
         assert int(full.headers["retry-after"]) > 0
+
+
+def test_a_blocking_call_that_takes_too_long_is_504_and_its_job_is_cancelled(run_server: Any) -> None:
+    with run_server(wait_limit_s="0.3") as server:
+        late = server.post("/v1/flux-dev", json={"prompt": "x", "steps": 50, "samples": 4})
+        refused(late, 504, "0.3 s", "/v2")
+        assert server.finish(server.submit("flux-dev", {"prompt": "x", "steps": 1}))["status"] == "COMPLETED"
+        assert "state=cancelled" in server.log()

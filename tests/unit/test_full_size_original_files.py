@@ -131,6 +131,9 @@ def fits(layout: Layout, module: Any) -> bool:
         converted = convert(module, on_meta(layout))
     except (KeyError, RuntimeError):
         return False
+    # The VAE's converter gives None for some tensors that are missing.
+    if any(tensor is None for tensor in converted.values()):
+        return False
     return shapes(converted) == shapes(module.state_dict())
 
 
@@ -165,8 +168,25 @@ def test_the_vae_file_is_the_module() -> None:
 
 def test_the_depth_lora_file() -> None:
     layout = lora_file()
-    assert parameters(layout) == 622_106_688
-    assert round(parameters(layout) * torch.bfloat16.itemsize / 1e9, 3) == 1.244
+    factors = {name: shape for name, shape in layout.items() if ".lora_" in name}
+    assert (len(factors), parameters(factors)) == (3 * 314, 622_106_688)
+    assert (len(layout), parameters(layout)) == (1094, 622_126_144)
+
+
+@pytest.mark.parametrize(
+    ("layout", "bytes_each", "published"),
+    [
+        pytest.param(flux_file(64), 2, 23_802_932_552, id="flux1-dev.safetensors"),
+        pytest.param(vae_file(), 4, 335_304_388, id="ae.safetensors"),
+        pytest.param(lora_file(), 2, 1_244_440_512, id="flux1-depth-dev-lora.safetensors"),
+    ],
+)
+def test_published_files_have_room_for_these_tensors_and_a_header(
+    layout: Layout, bytes_each: int, published: int
+) -> None:
+    """A safetensors header takes about 100 bytes a tensor, and here and there a note about the model."""
+    header = published - parameters(layout) * bytes_each
+    assert 80 * len(layout) < header < 200 * len(layout)
 
 
 def test_each_model_refuses_the_other_models_file() -> None:
@@ -190,8 +210,9 @@ def test_one_transformer_tensor_missing_or_of_another_shape(name: str) -> None:
 
 
 def test_one_vae_tensor_missing_or_of_another_shape() -> None:
+    """Every fifth, which meets weights and biases in every part; all of them would take seconds."""
     module, whole = build_on_meta("vae"), vae_file()
-    for name, (rows, *rest) in whole.items():
+    for name, (rows, *rest) in list(whole.items())[::5]:
         assert not fits({key: shape for key, shape in whole.items() if key != name}, module), name
         assert not fits(whole | {name: (rows + 1, *rest)}, module), name
 
