@@ -5,7 +5,7 @@ FLUX.1-dev and FLUX.1-Depth-dev have the same T5, CLIP and VAE; only the transfo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,23 @@ from .control import ControlEncoder
 from .depth import load_estimator
 from .depth_catalogue import DEFAULT_ESTIMATOR, MapMode
 from .init_image import InitEncoder
+from .lora.depth import PUBLISHED_SCALE, depth_from_lora
+from .lora.shelf import LoraShelf
+from .models import FLUX_DEPTH_DEV, FLUX_DEV
 from .safety import SafetyChecker, load_safety_checker
 from .text import TextEncoder
 from .upsample import PromptUpsampler, load_upsampler
 
+LORA_CACHE_BYTES = 4 * 1024**3
+"""Of host memory, for LoRA files that were used lately, per model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folders:
-    """Where everything lies on disk. models: at least one, by model name, in diffusers' layout."""
+    """Where everything lies on disk. models: at least one, by model name, in diffusers' layout.
+
+    depth_lora: the control LoRA's file that makes a depth model of the dev model, where FLUX.1-Depth-dev is not there.
+    """
 
     models: dict[str, Path]
     depth_estimator: Path | None = None
@@ -33,6 +42,8 @@ class Folders:
     nsfw_detector: Path | None = None
     upsampler: Path | None = None
     loras: Path | None = None
+    depth_lora: Path | None = None
+    depth_lora_scale: float = PUBLISHED_SCALE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +58,8 @@ class Components:
     init: InitEncoder
     scheduler_config: Any
     transformers: dict[str, Any]
+    shelves: dict[str, LoraShelf] = field(default_factory=dict)
+    """LoRAs by model name; empty where no folder is configured."""
     safety: SafetyChecker | None = None
     upsampler: PromptUpsampler | None = None
 
@@ -83,6 +96,7 @@ def load_components(
     estimator = None
     if folders.depth_estimator:
         estimator = load_estimator(depth_estimator, folders.depth_estimator, device, depth_map_mode)
+    transformers = _load_transformers(folders, device, dtype)
     return Components(
         device=device,
         dtype=dtype,
@@ -91,13 +105,28 @@ def load_components(
         control=ControlEncoder(vae, estimator, dtype=dtype),
         init=InitEncoder(vae, dtype=dtype),
         scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(shared / "scheduler", local_files_only=True),
-        transformers={
-            name: _load(FluxTransformer2DModel, folder / "transformer", device, dtype)
-            for name, folder in folders.models.items()
-        },
+        transformers=transformers,
+        shelves=_shelves(transformers, folders.loras),
         safety=load_safety_checker(folders.safety_concepts, folders.nsfw_detector, device),
         upsampler=load_upsampler(folders.upsampler, device, dtype) if folders.upsampler else None,
     )
+
+
+def _load_transformers(folders: Folders, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    transformers = {
+        name: _load(FluxTransformer2DModel, folder / "transformer", device, dtype)
+        for name, folder in folders.models.items()
+    }
+    if folders.depth_lora and FLUX_DEPTH_DEV.name not in transformers:
+        dev = transformers[FLUX_DEV.name]
+        transformers[FLUX_DEPTH_DEV.name] = depth_from_lora(dev, folders.depth_lora, folders.depth_lora_scale)
+    return transformers
+
+
+def _shelves(transformers: dict[str, Any], folder: Path | None) -> dict[str, LoraShelf]:
+    if folder is None:
+        return {}
+    return {name: LoraShelf(model, folder, max_bytes=LORA_CACHE_BYTES) for name, model in transformers.items()}
 
 
 def _load(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

@@ -18,9 +18,6 @@ MapMode = Literal["bfl-raw", "minmax"]
 """bfl-raw: value / 127.5 − 1, made for Depth Anything v1 Large, whose output lives in 0…255 (black-forest-labs/flux,
 `DepthImageEncoder`). minmax: stretched to the full range, for every other estimator (diffusers' documented recipe)."""
 
-MapModeChoice = Literal["auto", "bfl-raw", "minmax"]
-"""What an operator sets. auto: the estimator's own mode."""
-
 DEFAULT_ESTIMATOR = "depth-anything-v1-large"
 """The one that FLUX.1-Depth-dev was published with."""
 
@@ -67,18 +64,24 @@ def find_estimator(name: str) -> EstimatorSpec:
         raise UnknownEstimator(f"no depth estimator is called {name}; choose one of {', '.join(ESTIMATORS)}") from None
 
 
-def resolve_mode(name: str, choice: MapModeChoice) -> MapMode:
-    """The map mode that `choice` means for the estimator called `name`. Raises UnknownEstimator."""
-    return find_estimator(name).default_mode if choice == "auto" else choice
+def resolve_mode(name: str, choice: str) -> MapMode:
+    """The map mode that an operator's `choice` means for the estimator called `name`; "auto" is the estimator's own.
+
+    Raises UnknownEstimator, and ValueError for a choice that is none.
+    """
+    modes: dict[str, MapMode] = {"auto": find_estimator(name).default_mode, "bfl-raw": "bfl-raw", "minmax": "minmax"}
+    if choice not in modes:
+        raise ValueError(f"no depth map mode is called {choice}; choose one of {', '.join(modes)}")
+    return modes[choice]
 
 
-def mode_warning(name: str, choice: MapModeChoice) -> str | None:
-    """A sentence for an operator whose choice is allowed and hardly meant, else None. Raises UnknownEstimator."""
-    if resolve_mode(name, choice) == find_estimator(name).default_mode or choice == "minmax":
+def mode_warning(name: str, choice: str) -> str | None:
+    """A sentence for an operator whose choice is allowed and hardly meant, else None. Raises as resolve_mode does."""
+    if resolve_mode(name, choice) == "minmax" or name == DEFAULT_ESTIMATOR:
         return None
     return (
-        f"bfl-raw is made for the range of {DEFAULT_ESTIMATOR}, 0 to 255; the depth maps of {name} may come out almost "
-        "black. Use auto or minmax."
+        f"depth map mode bfl-raw is made for {DEFAULT_ESTIMATOR}, whose output lives in 0 to 255; maps of {name} may "
+        "come out almost black. Choose auto or minmax."
     )
 
 

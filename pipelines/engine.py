@@ -59,6 +59,7 @@ class Generated:
     flagged: tuple[int, ...] = ()
     safety: str = "unavailable"
     unseen_tokens: int = 0
+    lora_notes: tuple[str, ...] = ()
     timings_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -99,8 +100,10 @@ class Engine:
         steps = (request.steps - request.first_step) * request.num_outputs
         watch = Watch(steps, on_step, cancelled)
         try:
-            with torch.inference_mode(), self._adapted(request):
-                return self._generate(request, control_image, init_image, watch)
+            with torch.inference_mode(), self._adapted(request) as notes:
+                generated = self._generate(request, control_image, init_image, watch)
+                generated.lora_notes = notes
+                return generated
         finally:
             self._forget(request.model)
 
@@ -115,9 +118,14 @@ class Engine:
         if takes_control and init_image is not None:
             raise BadRequest(f"model {request.model} takes no init image")
 
-    def _adapted(self, request: GenerationRequest) -> AbstractContextManager[None]:
-        """The request's LoRAs on its transformer, for as long as it runs."""
-        return nullcontext()
+    def _adapted(self, request: GenerationRequest) -> AbstractContextManager[tuple[str, ...]]:
+        """The request's LoRAs on its transformer, for as long as it runs. Gives notes about what they could not do."""
+        if not request.loras:
+            return nullcontext(())
+        shelf = self._parts.shelves.get(request.model)
+        if shelf is None:
+            raise BadRequest("loras cannot be used: this server has no LoRA folder (its operator sets FLUX_LORA_DIR)")
+        return shelf.applied([(lora.name, lora.scale) for lora in request.loras])
 
     def _forget(self, model: str) -> None:
         """Clears what step caches keep inside the transformer, however the request ended."""

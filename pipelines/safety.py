@@ -103,11 +103,11 @@ class SafetyChecker:
     """
 
     def __init__(self, concepts: Classifier, detector: Classifier) -> None:
-        labels = detector.model.config.label2id
+        labels = {label: index for index, label in detector.model.config.id2label.items()}
         if set(labels) != LABELS:
             raise ValueError(f"the NSFW detector's labels are {sorted(labels)}, not {sorted(LABELS)}")
         self._concepts, self._detector = concepts, detector
-        self._nsfw = int(labels["nsfw"])
+        self._nsfw = labels["nsfw"]
 
     @torch.inference_mode()
     def check(
@@ -169,7 +169,7 @@ def load_safety_checker(
     """The checker from two folders in transformers' layout, or None unless both are given: a verdict needs both scores.
 
     It computes in float32 on `device`, where the reference has the concepts in float16 and the detector on the CPU: a
-    picture costs some 0.2 TFLOP, little beside its drawing, and the same scores come out everywhere.
+    picture costs some 0.2 TFLOP, little beside its drawing, and no score depends on a device by more than rounding.
     Only safetensors are read, and nothing is looked up on a network. Raises WeightsMissing where a folder lacks a file
     or a tensor, ValueError where the detector has other labels, and what transformers raises of damaged files.
     """

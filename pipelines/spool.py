@@ -120,6 +120,8 @@ def _notes(request: GenerationRequest, generated: Generated) -> dict[str, Any]:
         notes["unseen_tokens"] = generated.unseen_tokens
     if generated.prompt != request.prompt:
         notes["prompt"] = generated.prompt
+    if generated.lora_notes:
+        notes["loras"] = list(generated.lora_notes)
     if generated.flagged:
         notes["flagged"] = list(generated.flagged)
     return notes

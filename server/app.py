@@ -10,9 +10,10 @@ import structlog
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from pipelines.models import MODELS
+from pipelines.depth_catalogue import find_estimator, mode_warning
+from pipelines.models import FLUX_DEPTH_DEV, FLUX_DEV, MODELS
 from weights.demo import is_demo
-from weights.locate import Located, locate
+from weights.locate import Located, WantedEstimator, locate
 
 from . import health
 from .accounts import Accounts
@@ -82,11 +83,21 @@ def find_weights(settings: Settings) -> Located:
             nsfw_detector=None,
             problems=("no weights folder is set: pass --weights DIR, or --demo for the built-in demo weights",),
         )
+    estimator = find_estimator(settings.depth_estimator)
     return locate(
         settings.weights_dir,
         {name: spec.repository for name, spec in MODELS.items()},
         in_channels={name: spec.transformer_in_channels for name, spec in MODELS.items()},
+        estimator=WantedEstimator(estimator.repository, estimator.files),
     )
+
+
+def served_models(settings: Settings, weights: Located) -> tuple[str, ...]:
+    """The engine models that this server has: those on disk, and depth by LoRA on dev where that is set."""
+    names = list(weights.models)
+    if settings.depth_lora and FLUX_DEV.name in names and FLUX_DEPTH_DEV.name not in names:
+        names.append(FLUX_DEPTH_DEV.name)
+    return tuple(names)
 
 
 @asynccontextmanager
@@ -112,10 +123,13 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         fetcher=fetcher,
         worker=worker,
         weights=weights,
+        models=served_models(settings, weights),
         demo=is_demo(weights.root),
     )
     for problem in weights.problems:
         log.warning("weights", problem=problem)
+    if warning := mode_warning(settings.depth_estimator, settings.depth_map_mode):
+        log.warning("depth maps", problem=warning)
     if weights.safety_concepts is None or weights.nsfw_detector is None:
         log.warning("pictures are not checked for safety: the classifiers' weights are not there", advice=SAFETY_ADVICE)
     if weights.models:
@@ -138,10 +152,14 @@ def _load_message(settings: Settings, weights: Located, spool: Path) -> Load:
         version=PROTOCOL_VERSION,
         models={name: str(folder.resolve()) for name, folder in weights.models.items()},
         depth_estimator=_resolved(weights.depth_estimator),
+        depth_estimator_name=settings.depth_estimator,
+        depth_map_mode=settings.depth_map_mode,
         safety_concepts=_resolved(weights.safety_concepts),
         nsfw_detector=_resolved(weights.nsfw_detector),
         upsampler=_resolved(settings.prompt_upsampler),
         loras=_resolved(settings.lora_dir),
+        depth_lora=_resolved(settings.depth_lora),
+        depth_lora_scale=settings.depth_lora_scale,
         spool=str(spool.resolve()),
         metadata=settings.metadata,
         device=settings.device,

@@ -30,7 +30,7 @@ async def ready(request: Request) -> JSONResponse:
     body: dict[str, Any] = {
         "status": "ready" if is_ready else "not ready",
         "worker": worker.state.value,
-        "models": list(services.weights.models),
+        "models": list(services.models),
         "device": greeting.device if greeting and is_ready else None,
         "safety_checker": greeting.safety_checker if greeting and is_ready else None,
         "queued": services.jobs.count_queued(),

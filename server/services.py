@@ -25,6 +25,8 @@ class Services:
     fetcher: Fetcher
     worker: WorkerSupervisor
     weights: Located
+    models: tuple[str, ...]
+    """Names of the engine's models that can be asked for."""
     demo: bool
     """The weights are the built-in demo ones: every picture says so."""
 

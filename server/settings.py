@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import DirectoryPath, Field, FilePath, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -18,6 +18,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from pipelines.depth_catalogue import DEFAULT_ESTIMATOR, find_estimator
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """A list that the environment gives as text separated by commas, and TOML as an array."""
@@ -33,12 +35,25 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder of the job database, uploaded and generated pictures.")
     weights_dir: Path | None = Field(None, description="Folder of model folders in diffusers' layout.")
     demo: bool = Field(False, description="Use the small built-in demo weights instead of real ones.")
-    prompt_upsampler: Path | None = Field(None, description="Folder of a language model that rewrites prompts.")
-    lora_dir: Path | None = Field(None, description="Folder of LoRA files that requests may name.")
+    prompt_upsampler: DirectoryPath | None = Field(
+        None, description="Folder of a language model for rewriting prompts."
+    )
+    lora_dir: DirectoryPath | None = Field(None, description="Folder of LoRA files that requests may name.")
+    depth_lora: FilePath | None = Field(
+        None,
+        description="File of FLUX.1-Depth-dev-lora: serves depth from flux-dev where FLUX.1-Depth-dev is not there.",
+    )
+    depth_lora_scale: float = Field(0.85, gt=0, le=2, description="Scale of that LoRA; 0.85 is Black Forest Labs' own.")
     metadata: bool = Field(True, description="Write into each picture how it was made (prompt, seed, settings).")
     device: str = Field("auto", description="Where to compute: auto, cuda, cuda:1, cpu.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision; auto is bfloat16 on a card and float32 on the CPU."
+    )
+    depth_estimator: str = Field(
+        DEFAULT_ESTIMATOR, description="What makes depth maps of photos; a name that is unknown lists all there are."
+    )
+    depth_map_mode: Literal["auto", "bfl-raw", "minmax"] = Field(
+        "auto", description="How its output becomes a map: as published (bfl-raw) or stretched; auto is its own way."
     )
 
     api_keys: Names = Field((), description="Keys that are let in, separated by commas. Without any, everyone is.")
@@ -99,6 +114,11 @@ class Settings(BaseSettings):
         for network in value:
             ipaddress.ip_network(network, strict=False)
         return value
+
+    @field_validator("depth_estimator")
+    @classmethod
+    def _check_depth_estimator(cls, value: str) -> str:
+        return find_estimator(value).name
 
     @field_validator("public_url")
     @classmethod

@@ -22,6 +22,21 @@ CONTROL_IN_CHANNELS = 128
 """A transformer that reads this many channels is steered by a control image, so its model needs a depth estimator."""
 
 
+@dataclass(frozen=True, slots=True)
+class WantedEstimator:
+    """Which depth estimator to look for. files: checkpoints that must lie in its repository's folder; without any, the
+    folder must be in transformers' layout."""
+
+    repository: str = DEPTH_ESTIMATOR
+    files: tuple[str, ...] = ()
+
+    def problem(self, folder: Path) -> str | None:
+        """The first thing that `folder` lacks, or None."""
+        if not self.files:
+            return classifier_problem(folder)
+        return next((f"{name} is missing" for name in self.files if not (folder / name).is_file()), None)
+
+
 class WeightsMissing(LookupError):
     """Weights that are needed are not there. The text says what is missing, where it was looked for, and what to do."""
 
@@ -31,7 +46,8 @@ class Located:
     """What was found under `root`.
 
     models: folder of each usable model, in diffusers' layout, by model name.
-    depth_estimator, safety_concepts, nsfw_detector: folders in transformers' layout, None where absent or incomplete.
+    depth_estimator: folder of the wanted one. safety_concepts, nsfw_detector: folders in transformers' layout. None
+        where absent or incomplete.
     problems: one sentence for each thing that was asked for or begun and cannot be used.
     """
 
@@ -50,7 +66,13 @@ class Located:
         raise WeightsMissing("\n".join((f"{name} has no usable weights under {self.root}.", *reasons)))
 
 
-def locate(root: Path, repositories: Mapping[str, str], in_channels: Mapping[str, int] | None = None) -> Located:
+def locate(
+    root: Path,
+    repositories: Mapping[str, str],
+    in_channels: Mapping[str, int] | None = None,
+    *,
+    estimator: WantedEstimator = WantedEstimator(),
+) -> Located:
     """Looks under `root` for each model of `repositories` (model name to hub repository) and for the helper models.
 
     in_channels: packed channels that a model's transformer must read, by model name; models not named are not checked.
@@ -67,7 +89,7 @@ def locate(root: Path, repositories: Mapping[str, str], in_channels: Mapping[str
         elif not wrong:
             wrong = [f"not found. {_absent(root, repository)}"]
         problems += [f"{name}: {text}" for text in wrong]
-    depth_estimator, wrong_depth = _find(root, DEPTH_ESTIMATOR, (), classifier_problem)
+    depth_estimator, wrong_depth = _find(root, estimator.repository, (), estimator.problem)
     safety_concepts, wrong_concepts = _find(root, SAFETY_CONCEPTS, ("safety-concepts",), classifier_problem)
     nsfw_detector, wrong_detector = _find(root, NSFW_DETECTOR, ("nsfw-image-detection",), classifier_problem)
     problems += [f"depth estimator: {text}" for text in wrong_depth]
@@ -75,7 +97,8 @@ def locate(root: Path, repositories: Mapping[str, str], in_channels: Mapping[str
     if depth_estimator is None:
         control_models = (name for name in models if (in_channels or {}).get(name) == CONTROL_IN_CHANNELS)
         problems += [
-            f"{name}: takes ready depth maps only, without the depth estimator. {_absent(root, DEPTH_ESTIMATOR)}"
+            f"{name}: takes ready depth maps only, without the depth estimator. "
+            f"{_absent(root, estimator.repository, estimator.files)}"
             for name in control_models
         ]
     return Located(
@@ -120,11 +143,11 @@ def _snapshots(cache: Path) -> list[Path]:
     return sorted(revisions, key=lambda folder: (folder.name == main, folder.stat().st_mtime), reverse=True)
 
 
-def _absent(root: Path, repository: str) -> str:
+def _absent(root: Path, repository: str, files: tuple[str, ...] = ()) -> str:
     name = repository.rpartition("/")[2]
     cached = "models--" + repository.replace("/", "--")
     return (
         f"Looked for {name}, {repository}, {cached} and hub/{cached} under {root}. "
         f"Accept the licence on the model's page where it asks for that, then run: "
-        f"hf download {repository} --local-dir {root / name}"
+        f"hf download {' '.join((repository, *files))} --local-dir {root / name}"
     )

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from ..depth_catalogue import EstimatorSpec
 from .disparity import stretch_photo
@@ -76,15 +76,29 @@ def _read(path: Path, unwrap: Callable[[Any], State]) -> State:
         raise ValueError(f"{path} is damaged or holds more than weights: {error}") from error
 
 
-def _fill(build: Callable[[], Any], state: State, path: Path) -> torch.nn.Module:
-    with init_empty_weights(include_buffers=False):
+def _fill(build: Callable[[], torch.nn.Module], state: State, path: Path) -> torch.nn.Module:
+    with _WithoutRandomWeights():
         model = build()
     # Not the model's own method: ZoeDepth overrides it to accept anything. Keys too many are harmless; older timm saved
     # relative_position_index, which newer computes.
-    missing = torch.nn.Module.load_state_dict(model, state, strict=False, assign=True).missing_keys
+    try:
+        missing = torch.nn.Module.load_state_dict(model, state, strict=False, assign=True).missing_keys
+    except RuntimeError as error:
+        raise ValueError(f"{path} is another model's: {error}") from error
     if missing:
         raise ValueError(f"{path} is another model's: {len(missing)} weights are missing, the first is {missing[0]}")
     return model.float().eval().requires_grad_(False)
+
+
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Leaves new parameters as memory holds them: drawing what a checkpoint replaces takes longer than reading it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = args[0] if args else (kwargs or {}).get("tensor")
+        changes_in_place = func.__name__.endswith("_") and not func.__name__.endswith("__")
+        if changes_in_place and isinstance(first, torch.nn.Parameter):
+            return first
+        return func(*args, **(kwargs or {}))
 
 
 def _midas() -> Any:

@@ -46,7 +46,11 @@ class Branch(nn.Module):
         super().__init__()
         self.base = base
         self.in_features, self.out_features = int(base.in_features), int(base.out_features)
-        shapes = {"down": (capacity, self.in_features), "up": (self.out_features, capacity), "bias": (self.out_features,)}
+        shapes = {
+            "down": (capacity, self.in_features),
+            "up": (self.out_features, capacity),
+            "bias": (self.out_features,),
+        }
         # Tensors made in inference mode could not be changed outside of it, and compiled code tells them apart.
         with torch.inference_mode(False):
             for name, shape in shapes.items():
@@ -78,9 +82,15 @@ class Branch(nn.Module):
 
     def _place(self, part: LowRank, scale: float, rows: slice) -> None:
         self.down[rows, : part.down.shape[1]] = part.down.to(self.down)
-        self.up[:, rows] = (part.up.to(self.up.device, torch.float32) * scale).to(self.up.dtype)
+        self.up[:, rows] = _scaled(part.up, scale, self.up)
         if part.bias is not None:
-            self.bias += (part.bias.to(self.bias.device, torch.float32) * scale).to(self.bias.dtype)
+            self.bias += _scaled(part.bias, scale, self.bias)
+
+
+def _scaled(tensor: torch.Tensor, scale: float, like: torch.Tensor) -> torch.Tensor:
+    """Rounded once to the dtype of `like`."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return (tensor.to(like.device, wide) * scale).to(like.dtype)
 
 
 def linear_layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """LoRA files in one folder: which there are, and what their headers tell before anything is loaded. No torch.
 
-A safetensors file begins with the name and shape of every tensor in it (https://github.com/huggingface/safetensors). The
-layouts are told apart by the same marks in the same order as in diffusers' `FluxLoraLoaderMixin.lora_state_dict`.
+A safetensors file begins with the name and shape of every tensor in it (https://github.com/huggingface/safetensors).
+The layouts are told apart by the same marks in the same order as in diffusers' `FluxLoraLoaderMixin.lora_state_dict`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Header:
 def available(folder: Path) -> list[tuple[str, int]]:
     """Name and size in bytes of every LoRA file directly in `folder`, by name. Raises OSError as the disk does.
 
-    The name is the file's stem. Hidden files and links that lead out of the folder are not listed; headers are not read.
+    The name is the file's stem. Hidden files and links that lead out of the folder are not listed. No header is read.
     """
     return sorted((name, path.stat().st_size) for name, path in _files(folder).items())
 

@@ -111,6 +111,7 @@ def _load(wire: Wire, load: Load) -> Engine:
     # that wait for each other sleep instead of spinning, which costs several times the time when cores are shared.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     from pipelines.components import Folders, load_components, pick_device, pick_dtype
+    from pipelines.depth_catalogue import resolve_mode
     from pipelines.engine import Engine
     from pipelines.warmup import warm_up
 
@@ -122,8 +123,16 @@ def _load(wire: Wire, load: Load) -> Engine:
         nsfw_detector=_path(load.nsfw_detector),
         upsampler=_path(load.upsampler),
         loras=_path(load.loras),
+        depth_lora=_path(load.depth_lora),
+        depth_lora_scale=load.depth_lora_scale,
     )
-    components = load_components(folders, device=device, dtype=pick_dtype(load.dtype, device))
+    components = load_components(
+        folders,
+        device=device,
+        dtype=pick_dtype(load.dtype, device),
+        depth_estimator=load.depth_estimator_name,
+        depth_map_mode=resolve_mode(load.depth_estimator_name, load.depth_map_mode),
+    )
     engine = Engine(components)
     loaded = time.monotonic()
     warm_up(engine)

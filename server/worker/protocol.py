@@ -23,16 +23,21 @@ class Load:
     """Load these folders and warm up. Answered by Ready or Fatal.
 
     models: folder by model name; the other folders are None where there is nothing to load.
+    depth_estimator_name, depth_map_mode: as in `pipelines.depth_catalogue`; the mode may be "auto".
     metadata: write into each picture how it was made.
     """
 
     version: int
     models: dict[str, str]
     depth_estimator: str | None
+    depth_estimator_name: str
+    depth_map_mode: str
     safety_concepts: str | None
     nsfw_detector: str | None
     upsampler: str | None
     loras: str | None
+    depth_lora: str | None
+    depth_lora_scale: float
     spool: str
     metadata: bool
     device: str

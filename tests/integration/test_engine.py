@@ -15,8 +15,9 @@ from PIL import Image
 
 from pipelines.components import Components, Folders, load_components
 from pipelines.engine import Engine, SourceImage
-from pipelines.faults import BadRequest, Cancelled, NotFinite
+from pipelines.faults import BadRequest, Cancelled, Flagged, NotFinite
 from pipelines.request import GenerationRequest
+from pipelines.safety import Verdict
 from pipelines.watch import StepReport
 
 DEV = GenerationRequest(model="flux-dev", prompt="a red fox", width=64, height=64, steps=4, guidance=3.5, seed=3)
@@ -212,3 +213,34 @@ def test_what_cannot_be_computed_is_a_bad_request(
 ) -> None:
     with pytest.raises(BadRequest, match=words):
         engine.generate(request_, **dict.fromkeys(sources, photo))
+
+
+class FlagsSome:
+    """A safety checker that flags the pictures at these indexes."""
+
+    def __init__(self, *indexes: int) -> None:
+        self._indexes = indexes
+        self.asked: list[tuple[int, int]] = []
+
+    def check(self, images: list[torch.Tensor], tolerance: int) -> list[Verdict]:
+        self.asked.append((len(images), tolerance))
+        return [Verdict(index in self._indexes, 0.0, 0.0) for index in range(len(images))]
+
+
+def test_flagged_pictures_are_dropped_and_the_others_keep_their_index(components: Components) -> None:
+    checker = FlagsSome(0, 2)
+    engine = Engine(replace(components, safety=checker))
+    unchecked = Engine(components).generate(replace(DEV, num_outputs=4))
+    generated = engine.generate(replace(DEV, num_outputs=4, safety_tolerance=5))
+    assert unchecked.safety == "unavailable"
+    assert (generated.safety, generated.flagged) == ("checked", (0, 2))
+    assert [drawn.index for drawn in generated.images] == [1, 3]
+    assert torch.equal(generated.images[0].pixels, unchecked.images[1].pixels)
+    assert checker.asked == [(4, 5)]
+
+
+def test_when_all_are_flagged_there_is_no_result(components: Components) -> None:
+    engine = Engine(replace(components, safety=FlagsSome(0, 1)))
+    with pytest.raises(Flagged, match="safety"):
+        engine.generate(replace(DEV, num_outputs=2))
+    assert len(engine.generate(replace(DEV, num_outputs=2, check_safety=False)).images) == 2

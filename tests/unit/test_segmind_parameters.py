@@ -206,6 +206,7 @@ def test_loras_are_a_list_or_its_json_text(slug: str) -> None:
         [{"name": "a", "scale": 11}],
         [{"name": "a", "scale": "x"}],
         ["a"] * 5,
+        ["a", {"name": "a", "scale": 2}],
         {},
         "[" * 9999,
     ],

@@ -215,7 +215,10 @@ class Loras(Field):
         entries = _from_json_text(value)
         if not isinstance(entries, list) or len(entries) > self.most:
             raise self._refusal(f'a list of at most {self.most} objects like {{"name": "…", "scale": 1}}', shown(value))
-        return tuple(self._entry(entry) for entry in entries)
+        loras = tuple(self._entry(entry) for entry in entries)
+        if len({lora.name for lora in loras}) < len(loras):
+            raise self._refusal("a list that names each adapter once", shown(value))
+        return loras
 
     def _entry(self, entry: object) -> Lora:
         fields = entry if isinstance(entry, Mapping) else {"name": entry}

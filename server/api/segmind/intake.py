@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import uuid
 from pathlib import Path
@@ -9,11 +10,13 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
+from pipelines.lora.files import UnusableLora, check_input, find, read_header
+from pipelines.models import MODELS
 from pipelines.picture import PictureInfo, PictureLimits
 from pipelines.request import SEED_SPACE, GenerationRequest
 from server.accounts import MICRO
 from server.api.public_url import public_base
-from server.errors import InsufficientStorage, NotFound
+from server.errors import InsufficientStorage, InvalidInput, NotFound
 from server.jobs.model import Job, Lane, NewJob
 from server.media.control_image import read_picture
 from server.services import Services, caller_of
@@ -30,6 +33,7 @@ async def accept(request: Request, services: Services, slug: str, *, attached: b
     body = await read_body(request, max_bytes=services.settings.max_body_bytes)
     call = parse(slug, body, draw_seed=lambda: secrets.randbelow(SEED_SPACE))
     _check_available(services, call)
+    await _check_loras(services, call)
     generation = await _complete(request, services, call)
     caller = caller_of(request)
     job = await services.jobs.submit(
@@ -117,11 +121,27 @@ def _own_file(url: str, base: str, services: Services) -> Path | None:
 
 def _check_available(services: Services, call: SegmindCall) -> None:
     check_disk(services)
-    if call.engine_model not in services.weights.models:
+    if call.engine_model not in services.models:
         raise NotFound(
             f"Model {call.slug} is not available here: the weights of {call.engine_model} are not on its disk."
-            f" Available here: {', '.join(services.weights.models) or 'none'}."
+            f" Available here: {', '.join(services.models) or 'none'}."
         )
+
+
+async def _check_loras(services: Services, call: SegmindCall) -> None:
+    """Raises InvalidInput for a LoRA that is not there or was made for another model, as far as its header tells."""
+    if not call.loras:
+        return
+    folder = services.settings.lora_dir
+    if folder is None:
+        raise InvalidInput("loras cannot be used: this server has no LoRA folder (FLUX_LORA_DIR)", parameter="loras")
+    channels = MODELS[call.engine_model].transformer_in_channels
+    try:
+        for lora in call.loras:
+            header = await asyncio.to_thread(read_header, find(folder, lora.name))
+            check_input(header, channels)
+    except UnusableLora as error:
+        raise InvalidInput(str(error), parameter="loras") from error
 
 
 def _price(services: Services, call: SegmindCall) -> int:

@@ -98,6 +98,8 @@ def result_body(job: Job, base: str, balance_micro_usd: int, *, demo: bool) -> d
         "check": job.result.notes.get("safety", "unavailable"),
         "flagged": job.result.notes.get("flagged", []),
     }
+    if job.result.notes.get("loras"):
+        body["lora_notes"] = job.result.notes["loras"]
     if job.result.notes.get("unseen_tokens"):
         body["prompt_unseen_tokens"] = job.result.notes["unseen_tokens"]
     if demo:

@@ -133,7 +133,7 @@ async def upload_asset(request: Request) -> dict[str, Any]:
 
 @router.get("/inference-model-information/list", summary="The models of this server and their parameters")
 async def models(request: Request) -> dict[str, Any]:
-    present = services_of(request).weights.models
+    present = services_of(request).models
     return model_information_list(slug for slug, model in MODELS.items() if model.engine_model in present)
 
 

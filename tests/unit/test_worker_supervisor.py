@@ -1,0 +1,687 @@
+"""The supervisor over real child processes that speak the protocol and misbehave on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from server.worker import supervisor as supervisor_module
+from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Load, Run, Step, encode
+from server.worker.supervisor import WorkerLost, WorkerState, WorkerStuck, WorkerSupervisor
+
+LONG_S = 10.0
+"""For what should happen soon: only a failing test waits this long."""
+
+
+def filled(kind: type[Any], **given: Any) -> Any:
+    """A message with what matters here; its other required fields hold something of their type."""
+    samples = {"str": "x", "int": 1, "float": 0.5, "bool": True, "dict": {}, "list": []}
+    required = [field for field in dataclasses.fields(kind) if field.default is field.default_factory]
+    return kind(**{field.name: samples[re.split(r"\W", str(field.type))[0]] for field in required} | given)
+
+
+IMPORTS = f"""
+import dataclasses, os, re, subprocess, sys, threading, time
+from typing import Any
+from server.worker.protocol import *
+
+{inspect.getsource(filled)}
+"""
+
+# A worker without an engine. How it starts is in Load.device, what a job does in Run.request["do"]. It notes each start
+# and its polite end in the spool folder.
+CHILD = r"""
+source, sink = sys.stdin.buffer, sys.stdout.buffer
+
+
+def say(message):
+    sink.write(encode(message))
+    sink.flush()
+
+
+def note(name, text):
+    with open(os.path.join(load.spool, name), "a") as file:
+        file.write(text + "\n")
+
+
+def step(run, number, attempt=None):
+    say(Step(job=run.job, attempt=attempt or run.attempt, step=number, steps=3, step_s=0.5))
+
+
+def done(run, attempt=None, job=None):
+    say(Done(job=job or run.job, attempt=attempt or run.attempt, result={"by": os.getpid()}, compute_s=1.5))
+
+
+def for_ever():
+    threading.Event().wait()
+
+
+def draw(run):
+    do = run.request["do"]
+    if do == "draw":
+        for number in (1, 2, 3):
+            step(run, number)
+        done(run)
+    elif do == "fail":
+        say(Failed(job=run.job, attempt=run.attempt, kind="input", message="no such size", compute_s=0.25))
+    elif do == "wait for cancel":
+        step(run, 1)
+        cancel = decode(source.readline())
+        assert isinstance(cancel, Cancel), cancel
+        say(Failed(job=cancel.job, attempt=cancel.attempt, kind="cancelled", message="as asked"))
+    elif do == "hang":
+        step(run, 1)
+        for_ever()
+    elif do == "die":
+        step(run, 1)
+        os._exit(9)
+    elif do == "junk":
+        sink.write(b"this is no message\n")
+        sink.flush()
+        for_ever()
+    elif do == "deep junk":
+        sink.write(b"[" * 100_000 + b"\n")
+        sink.flush()
+        for_ever()
+    elif do == "endless line":
+        while True:
+            sink.write(b"x" * 65536)
+    elif do == "fatal":
+        say(Fatal(reason="device", message="illegal memory access", job=run.job))
+        os._exit(70)
+    elif do == "fatal, but stays":
+        say(Fatal(reason="device", message="illegal memory access", job=run.job))
+        for_ever()
+    elif do == "die and leave a helper":
+        helper = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
+        note("helpers", str(helper.pid))
+        os._exit(9)
+    elif do == "speak of other attempts":
+        step(run, 90, attempt=run.attempt - 1)
+        done(run, attempt=run.attempt - 1)
+        done(run, attempt=run.attempt + 1)
+        done(run, job="other")
+        say(Failed(job="other", attempt=run.attempt, kind="input", message="of another job"))
+        step(run, 1)
+        done(run)
+        step(run, 91)
+        done(run)
+    else:
+        raise AssertionError(do)
+
+
+load = decode(source.readline())
+note("starts", f"{os.getpid()} {time.monotonic()}")
+starts = len(open(os.path.join(load.spool, "starts")).readlines())
+if load.device == "broken" or (load.device == "broken twice" and starts <= 2):
+    say(Fatal(reason="load", message="no weights here"))
+    os._exit(70)
+if load.device == "never ready":
+    for_ever()
+say(filled(Ready, version=load.version, models=["flux-dev"]))
+for line in source:
+    message = decode(line)
+    if isinstance(message, Run):
+        draw(message)
+    elif isinstance(message, Shutdown) and load.device != "deaf":
+        note("farewells", str(os.getpid()))
+        sys.exit(0)
+if load.device == "deaf":
+    for_ever()
+"""
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop_kind(request: pytest.FixtureRequest) -> str:
+    """The server runs on uvloop where there is one, whose child processes are its own work."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    return str(request.param)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Path]:
+    """The children's folder. No process that is named there outlives the test."""
+    (tmp_path / "child.py").write_text(IMPORTS + CHILD)
+    yield tmp_path
+    kill_children(tmp_path)
+
+
+def kill_children(spool: Path) -> None:
+    for pid in noted(spool, "starts") + noted(spool, "helpers"):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def noted(spool: Path, name: str) -> list[int]:
+    path = spool / name
+    return [int(line.split()[0]) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def starts(spool: Path) -> list[tuple[int, float]]:
+    """Process id and moment of every start so far."""
+    path = spool / "starts"
+    lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return [(int(pid), float(moment)) for pid, moment in lines]
+
+
+def load_message(spool: Path, mode: str = "ready") -> Any:
+    return filled(Load, version=PROTOCOL_VERSION, spool=str(spool), device=mode)
+
+
+def job(do: str, *, name: str = "a", attempt: int = 1) -> Run:
+    return Run(job=name, attempt=attempt, request={"do": do})
+
+
+def is_gone(pid: int) -> bool:
+    """True when no such process runs; one that only waits to be reaped does not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def until(condition: Callable[[], Any], limit_s: float = LONG_S) -> Any:
+    """The condition's first truthy value, which must come within the limit."""
+    async with asyncio.timeout(limit_s):
+        while not (value := condition()):
+            await asyncio.sleep(0.005)
+        return value
+
+
+@asynccontextmanager
+async def supervised(spool: Path, mode: str = "ready", **limits: float) -> AsyncIterator[WorkerSupervisor]:
+    worker = WorkerSupervisor(
+        load_message(spool, mode),
+        load_limit_s=limits.get("load_limit_s", LONG_S),
+        step_limit_s=limits.get("step_limit_s", LONG_S),
+        command=(sys.executable, "-P", str(spool / "child.py")),
+    )
+    await worker.start()
+    try:
+        yield worker
+    except BaseException:
+        # The test has failed already: whatever stands in the way of a stop goes first, so that it fails soon.
+        kill_children(spool)
+        raise
+    finally:
+        await stop(worker)
+
+
+async def stop(worker: WorkerSupervisor) -> None:
+    try:
+        async with asyncio.timeout(LONG_S):
+            await worker.stop()
+    except Exception as error:
+        # Without its traceback, which may be that of a recursion too deep for the report.
+        raise AssertionError(f"stop() failed: {type(error).__name__}") from None
+
+
+async def ready(worker: WorkerSupervisor) -> int:
+    """Process id of the worker once it is ready."""
+    async with asyncio.timeout(LONG_S):
+        await worker.wait_ready()
+    assert worker.state is WorkerState.READY
+    assert worker.pid
+    return worker.pid
+
+
+async def run_job(worker: WorkerSupervisor, run: Run, steps: list[Step] | None = None) -> Done | Failed:
+    async with asyncio.timeout(LONG_S):
+        return await worker.run(run, (steps if steps is not None else []).append)
+
+
+async def assert_replaced(worker: WorkerSupervisor, old_pid: int) -> None:
+    """A new worker comes up, and it works."""
+    assert await ready(worker) != old_pid
+    assert is_gone(old_pid)
+    assert worker.restarts == 1
+    outcome = await run_job(worker, job("draw", name="next"))
+    assert isinstance(outcome, Done)
+    assert outcome.result == {"by": worker.pid}
+
+
+def on_loop(kind: str, test: Awaitable[None]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(2 * LONG_S):
+            await test
+
+    factory = None
+    if kind == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(limited())
+
+
+# Jobs.
+
+
+def test_a_worker_becomes_ready_and_draws(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            assert worker.greeting is not None
+            assert worker.greeting.models == ["flux-dev"]
+            steps: list[Step] = []
+            outcome = await run_job(worker, job("draw"), steps)
+            assert outcome == Done(job="a", attempt=1, result={"by": pid}, compute_s=1.5)
+            assert [(step.job, step.attempt, step.step, step.steps, step.step_s) for step in steps] == [
+                ("a", 1, number, 3, 0.5) for number in (1, 2, 3)
+            ]
+            assert worker.state is WorkerState.READY
+            assert worker.restarts == 0
+
+    on_loop(loop_kind, test())
+
+
+def test_a_failed_job_leaves_the_worker_ready_for_the_next(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            failed = await run_job(worker, job("fail"))
+            assert failed == Failed(job="a", attempt=1, kind="input", message="no such size", compute_s=0.25)
+            assert isinstance(await run_job(worker, job("draw", name="b")), Done)
+            assert (worker.pid, worker.restarts) == (pid, 0)
+
+    on_loop(loop_kind, test())
+
+
+def test_a_worker_with_a_job_is_busy_and_hears_its_cancel(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            await ready(worker)
+            steps: list[Step] = []
+            running = asyncio.create_task(run_job(worker, job("wait for cancel", attempt=4), steps))
+            await until(lambda: steps)
+            assert worker.state is WorkerState.BUSY
+            waiting = asyncio.create_task(worker.wait_ready())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            worker.cancel("a", 4)
+            assert await running == Failed(job="a", attempt=4, kind="cancelled", message="as asked")
+            await waiting
+            assert worker.state is WorkerState.READY
+
+    on_loop(loop_kind, test())
+
+
+def test_messages_of_other_attempts_and_jobs_are_dropped(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            steps: list[Step] = []
+            outcome = await run_job(worker, job("speak of other attempts", attempt=2), steps)
+            assert outcome == Done(job="a", attempt=2, result={"by": pid}, compute_s=1.5)
+            assert [(step.attempt, step.step) for step in steps] == [(2, 1)]
+            # What the worker still had to say of the first job does not disturb the second.
+            steps.clear()
+            later = await run_job(worker, job("draw", name="b"), steps)
+            assert (later.job, later.attempt) == ("b", 1)
+            assert [(step.job, step.step) for step in steps] == [("b", 1), ("b", 2), ("b", 3)]
+
+    on_loop(loop_kind, test())
+
+
+# Deaths.
+
+
+def test_a_killed_worker_is_noticed_at_once_and_replaced(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            steps: list[Step] = []
+            running = asyncio.create_task(run_job(worker, job("hang"), steps))
+            await until(lambda: steps)
+            os.kill(pid, signal.SIGKILL)
+            killed = time.monotonic()
+            with pytest.raises(WorkerLost):
+                await running
+            assert time.monotonic() - killed <= 0.25
+            assert worker.state is not WorkerState.READY
+            await assert_replaced(worker, pid)
+
+    on_loop(loop_kind, test())
+
+
+def test_the_death_of_an_idle_worker_is_noticed_at_once(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: worker.state is not WorkerState.READY, 0.25)
+            await assert_replaced(worker, pid)
+
+    on_loop(loop_kind, test())
+
+
+@pytest.mark.parametrize("do", ["die", "fatal", "junk", "deep junk", "endless line"])
+def test_a_worker_that_dies_or_babbles_is_lost_and_replaced(loop_kind: str, spool: Path, do: str) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            with pytest.raises(WorkerLost) as lost:
+                await run_job(worker, job(do))
+            assert do != "fatal" or "illegal memory access" in str(lost.value)
+            assert str(lost.value)
+            await assert_replaced(worker, pid)
+
+    on_loop(loop_kind, test())
+
+
+def test_a_worker_that_gives_up_but_stays_is_ended(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            with pytest.raises(WorkerLost, match="illegal memory access"):
+                async with asyncio.timeout(2):
+                    await worker.run(job("fatal, but stays"), lambda _: None)
+            await assert_replaced(worker, pid)
+
+    on_loop(loop_kind, test())
+
+
+def test_a_helper_that_a_dead_worker_left_behind_does_not_hide_its_death(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            try:
+                with pytest.raises(WorkerLost):
+                    async with asyncio.timeout(2):
+                        await worker.run(job("die and leave a helper"), lambda _: None)
+                await assert_replaced(worker, pid)
+            finally:
+                for helper in noted(spool, "helpers"):
+                    os.kill(helper, signal.SIGKILL)
+
+    on_loop(loop_kind, test())
+
+
+def test_a_stuck_worker_is_ended_within_its_limit_and_replaced(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        limit_s = 0.4
+        async with supervised(spool, step_limit_s=limit_s) as worker:
+            pid = await ready(worker)
+            began = time.monotonic()
+            with pytest.raises(WorkerStuck, match=r"0\.4 s"):
+                await run_job(worker, job("hang"))
+            took_s = time.monotonic() - began
+            assert limit_s <= took_s <= limit_s * 1.5 + 1.0
+            assert is_gone(pid)
+            await assert_replaced(worker, pid)
+
+    on_loop(loop_kind, test())
+
+
+def test_cancelling_when_nothing_runs_does_no_harm(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            worker.cancel("a", 1)
+            pid = await ready(worker)
+            worker.cancel("a", 1)
+            os.kill(pid, signal.SIGKILL)
+            worker.cancel("a", 1)
+            await until(lambda: worker.state is not WorkerState.READY)
+            worker.cancel("a", 1)
+            await assert_replaced(worker, pid)
+
+    on_loop(loop_kind, test())
+
+
+# Loading.
+
+
+def test_a_worker_that_cannot_load_is_tried_again_after_growing_waits(
+    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 0.05, 0.15, 0.25))
+
+    async def test() -> None:
+        async with supervised(spool, "broken") as worker:
+            await until(lambda: worker.state is WorkerState.DOWN and worker.last_words)
+            assert worker.last_words == "load: no weights here"
+            await until(lambda: len(starts(spool)) >= 5)
+            moments = [moment for _, moment in starts(spool)]
+            gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+            for gap, wait_s in zip(gaps, (0.05, 0.15, 0.25, 0.25), strict=False):
+                assert wait_s <= gap <= wait_s + 3.0
+            assert worker.greeting is None
+
+    on_loop(loop_kind, test())
+
+
+def test_a_worker_that_was_ready_is_replaced_without_waiting(
+    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 0.01, 0.01, 1000.0))
+
+    async def test() -> None:
+        async with supervised(spool, "broken twice") as worker:
+            pid = await ready(worker)
+            assert len(starts(spool)) == 3
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: worker.state is not WorkerState.READY)
+            assert await ready(worker) != pid
+            assert len(starts(spool)) == 4
+
+    on_loop(loop_kind, test())
+
+
+def test_a_worker_that_does_not_load_in_time_is_ended_and_tried_again(
+    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 1000.0))
+
+    async def test() -> None:
+        async with supervised(spool, "never ready", load_limit_s=0.5) as worker:
+            await until(lambda: worker.state is WorkerState.DOWN and worker.last_words)
+            assert "did not load within 0.5 s" in worker.last_words
+            await until(lambda: worker.pid is None and all(is_gone(pid) for pid, _ in starts(spool)), 1.0)
+            assert worker.state is WorkerState.DOWN
+
+    on_loop(loop_kind, test())
+
+
+def test_a_worker_that_loaded_in_time_outlives_the_limit(spool: Path) -> None:
+    async def test() -> None:
+        began = time.monotonic()
+        async with supervised(spool, load_limit_s=2.0) as worker:
+            pid = await ready(worker)
+            await until(lambda: time.monotonic() - began > 2.2)
+            assert (await ready(worker), worker.restarts) == (pid, 0)
+
+    on_loop("asyncio", test())
+
+
+def test_a_worker_that_cannot_even_be_spawned_is_tried_again(
+    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 0.05))
+    program = spool / "program"
+
+    async def test() -> None:
+        command = (str(program), "-P", str(spool / "child.py"))
+        worker = WorkerSupervisor(load_message(spool), load_limit_s=LONG_S, step_limit_s=LONG_S, command=command)
+        await worker.start()
+        try:
+            await until(lambda: worker.last_words, 2)
+            assert worker.state is WorkerState.DOWN
+            new = program.with_suffix(".new")
+            new.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+            new.chmod(0o755)
+            new.rename(program)
+            await ready(worker)
+        finally:
+            await stop(worker)
+
+    on_loop(loop_kind, test())
+
+
+# Leaving.
+
+
+def test_a_stopped_worker_is_asked_to_leave_and_is_not_replaced(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+        assert noted(spool, "farewells") == [pid]
+        assert is_gone(pid)
+        assert worker.state is WorkerState.STOPPED
+        assert worker.pid is None
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await worker.stop()
+
+    on_loop(loop_kind, test())
+
+
+def test_stopping_ends_a_worker_that_does_not_listen(
+    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "STOP_LIMIT_S", 0.3)
+
+    async def test() -> None:
+        async with supervised(spool, "deaf") as worker:
+            pid = await ready(worker)
+            began = time.monotonic()
+            await worker.stop()
+            assert 0.3 <= time.monotonic() - began <= 0.3 + 1.0
+            assert is_gone(pid)
+            assert worker.state is WorkerState.STOPPED
+            assert not noted(spool, "farewells")
+
+    on_loop(loop_kind, test())
+
+
+def test_stopping_while_the_models_load_ends_the_worker(
+    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "STOP_LIMIT_S", 0.3)
+
+    async def test() -> None:
+        async with supervised(spool, "never ready") as worker:
+            await until(lambda: starts(spool))
+            assert worker.state is WorkerState.STARTING
+        assert is_gone(starts(spool)[0][0])
+        assert worker.state is WorkerState.STOPPED
+
+    on_loop(loop_kind, test())
+
+
+def test_stopping_during_a_wait_before_a_new_start_is_immediate(
+    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 1000.0))
+
+    async def test() -> None:
+        async with supervised(spool, "broken") as worker:
+            await until(lambda: worker.state is WorkerState.DOWN)
+            began = time.monotonic()
+            await worker.stop()
+            assert time.monotonic() - began <= 1.0
+        assert len(starts(spool)) == 1
+
+    on_loop(loop_kind, test())
+
+
+def test_a_supervisor_that_never_started_can_be_stopped(spool: Path) -> None:
+    async def test() -> None:
+        worker = WorkerSupervisor(load_message(spool), load_limit_s=1.0, step_limit_s=1.0)
+        await worker.stop()
+        assert worker.state is WorkerState.STOPPED
+
+    on_loop("asyncio", test())
+
+
+# The real worker's two ways to learn that its parent is gone, each alone.
+
+BY_PIPE = """
+from server.worker.main import Wire
+
+wire = Wire(sys.stdin.buffer, sys.stdout.buffer)
+wire.inbox.get()
+wire.send(filled(Ready))
+threading.Event().wait()
+"""
+BY_SIGNAL = """
+from server.worker.main import _die_with_parent
+
+_die_with_parent()
+sys.stdout.buffer.write(encode(filled(Ready)))
+sys.stdout.buffer.flush()
+threading.Event().wait()
+"""
+PARENT = """
+import asyncio
+from server.worker.supervisor import WorkerSupervisor
+
+async def main():
+    command = (sys.executable, "-P", sys.argv[1])
+    worker = WorkerSupervisor(filled(Load), load_limit_s=60, step_limit_s=60, command=command)
+    await worker.start()
+    await worker.wait_ready()
+    print(worker.pid, file=sys.stderr, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def wait_until(condition: Callable[[], Any], limit_s: float) -> bool:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+@pytest.mark.parametrize("child", [BY_PIPE, BY_SIGNAL], ids=["by its closed pipe", "by the parent-death signal"])
+def test_a_worker_leaves_when_its_parent_is_killed(tmp_path: Path, child: str) -> None:
+    (tmp_path / "orphan.py").write_text(IMPORTS + child)
+    command = [sys.executable, "-P", "-c", IMPORTS + PARENT, str(tmp_path / "orphan.py")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stderr is not None
+        pid = int(parent.stderr.readline())
+        try:
+            assert not is_gone(pid)
+            parent.kill()
+            parent.wait()
+            assert wait_until(lambda: is_gone(pid), 2.0)
+        finally:
+            parent.kill()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_worker_that_hears_junk_leaves_rather_than_go_deaf(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(IMPORTS + BY_PIPE)
+    command = [sys.executable, "-P", str(tmp_path / "child.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(encode(load_message(tmp_path)))
+            child.stdin.flush()
+            assert child.stdout.readline()
+            child.stdin.write(b"this is no message\n")
+            child.stdin.flush()
+            assert wait_until(lambda: child.poll() is not None, 2.0)
+        finally:
+            child.kill()
