@@ -197,3 +197,61 @@ def test_a_prompt_that_is_too_long_is_told(server: Any) -> None:
     reply = server.post("/v1/flux-dev", json={**QUICK, "prompt": "fox " * 700})
     assert int(reply.headers["x-prompt-unseen-tokens"]) > 0
     assert reply.json()["prompt_unseen_tokens"] == int(reply.headers["x-prompt-unseen-tokens"])
+
+
+def save_lora(path: Path, width: int = 32, input_width: int | None = None) -> None:
+    """A random LoRA for the demo family's transformers, in diffusers' layout."""
+    generator = torch.Generator().manual_seed(1)
+    layers = {"transformer.transformer_blocks.0.attn.to_q": (width, width)}
+    if input_width:
+        layers["transformer.x_embedder"] = (input_width, width)
+    tensors = {}
+    for name, (inner, outer) in layers.items():
+        tensors[f"{name}.lora_A.weight"] = torch.randn(4, inner, generator=generator)
+        tensors[f"{name}.lora_B.weight"] = torch.randn(outer, 4, generator=generator)
+    save_file(tensors, path)
+
+
+@pytest.fixture(scope="module")
+def lora_server(run_server: Any, tmp_path_factory: Any) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("loras")
+    save_lora(folder / "style.safetensors")
+    save_lora(folder / "fill.safetensors", input_width=384)
+    (folder / "broken.safetensors").write_bytes(b"not safetensors")
+    with run_server(lora_dir=str(folder)) as server:
+        yield server
+
+
+def test_a_lora_changes_the_picture_and_leaves_no_trace(lora_server: Any) -> None:
+    plain = draw(lora_server, QUICK).tobytes()
+    adapted = draw(lora_server, {**QUICK, "loras": [{"name": "style", "scale": 1.5}]})
+    assert adapted.tobytes() != plain
+    assert "Lora: style:1.5" in adapted.text["parameters"]
+    assert draw(lora_server, {**QUICK, "loras": '[{"name": "style", "scale": 1.5}]'}).tobytes() == adapted.tobytes()
+    assert draw(lora_server, {**QUICK, "loras": [{"name": "style", "scale": 0}]}).tobytes() == plain
+    assert draw(lora_server, QUICK).tobytes() == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing", ["unknown", "style"]),
+        ("../style", ["unknown"]),
+        ("fill", ["FLUX.1-Fill", "384"]),
+        ("broken", ["damaged"]),
+    ],
+)
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_lora_that_cannot_be_used_is_400_with_the_reason(
+    lora_server: Any, version: str, name: str, words: list[str]
+) -> None:
+    reply = lora_server.post(f"/{version}/flux-dev", json={**QUICK, "loras": [name]})
+    assert reply.status_code == 400
+    for word in words:
+        assert word in reply.json()["error"]
+
+
+def test_loras_on_a_server_without_their_folder_are_400(server: Any) -> None:
+    reply = server.post("/v2/flux-dev", json={**QUICK, "loras": ["style"]})
+    assert reply.status_code == 400
+    assert "FLUX_LORA_DIR" in reply.json()["error"]

@@ -135,7 +135,7 @@ NAMES = st.sampled_from(["type", "kind", "job", "attempt", "step", "steps", "ste
 KINDS = st.sampled_from([kind.__name__ for kind in (*get_args(protocol.Down), *get_args(protocol.Up))])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary() | st.dictionaries(NAMES, KINDS | JSON).map(lambda value: json.dumps(value).encode()))
 def test_no_line_does_more_than_be_refused(line: bytes) -> None:
     try:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ if load.device == "deaf":
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def loop_kind(request: pytest.FixtureRequest) -> str:
-    """The server runs on uvloop where there is one, whose child processes are its own work."""
+    """The server runs on uvloop where there is one, which does child processes its own way; elsewhere on asyncio."""
     if request.param == "uvloop":
         pytest.importorskip("uvloop")
     return str(request.param)
@@ -256,6 +257,10 @@ async def assert_replaced(worker: WorkerSupervisor, old_pid: int) -> None:
     assert outcome.result == {"by": worker.pid}
 
 
+def run(test: Awaitable[None]) -> None:
+    on_loop("asyncio" if util.find_spec("uvloop") is None else "uvloop", test)
+
+
 def on_loop(kind: str, test: Awaitable[None]) -> None:
     async def limited() -> None:
         async with asyncio.timeout(2 * LONG_S):
@@ -291,7 +296,7 @@ def test_a_worker_becomes_ready_and_draws(loop_kind: str, spool: Path) -> None:
     on_loop(loop_kind, test())
 
 
-def test_a_failed_job_leaves_the_worker_ready_for_the_next(loop_kind: str, spool: Path) -> None:
+def test_a_failed_job_leaves_the_worker_ready_for_the_next(spool: Path) -> None:
     async def test() -> None:
         async with supervised(spool) as worker:
             pid = await ready(worker)
@@ -300,10 +305,10 @@ def test_a_failed_job_leaves_the_worker_ready_for_the_next(loop_kind: str, spool
             assert isinstance(await run_job(worker, job("draw", name="b")), Done)
             assert (worker.pid, worker.restarts) == (pid, 0)
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
-def test_a_worker_with_a_job_is_busy_and_hears_its_cancel(loop_kind: str, spool: Path) -> None:
+def test_a_worker_with_a_job_is_busy_and_hears_its_cancel(spool: Path) -> None:
     async def test() -> None:
         async with supervised(spool) as worker:
             await ready(worker)
@@ -319,10 +324,10 @@ def test_a_worker_with_a_job_is_busy_and_hears_its_cancel(loop_kind: str, spool:
             await waiting
             assert worker.state is WorkerState.READY
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
-def test_messages_of_other_attempts_and_jobs_are_dropped(loop_kind: str, spool: Path) -> None:
+def test_messages_of_other_attempts_and_jobs_are_dropped(spool: Path) -> None:
     async def test() -> None:
         async with supervised(spool) as worker:
             pid = await ready(worker)
@@ -336,7 +341,7 @@ def test_messages_of_other_attempts_and_jobs_are_dropped(loop_kind: str, spool: 
             assert (later.job, later.attempt) == ("b", 1)
             assert [(step.job, step.step) for step in steps] == [("b", 1), ("b", 2), ("b", 3)]
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
 # Deaths.
@@ -360,7 +365,7 @@ def test_a_killed_worker_is_noticed_at_once_and_replaced(loop_kind: str, spool: 
     on_loop(loop_kind, test())
 
 
-def test_the_death_of_an_idle_worker_is_noticed_at_once(loop_kind: str, spool: Path) -> None:
+def test_the_death_of_an_idle_worker_is_noticed_at_once(spool: Path) -> None:
     async def test() -> None:
         async with supervised(spool) as worker:
             pid = await ready(worker)
@@ -368,7 +373,7 @@ def test_the_death_of_an_idle_worker_is_noticed_at_once(loop_kind: str, spool: P
             await until(lambda: worker.state is not WorkerState.READY, 0.25)
             await assert_replaced(worker, pid)
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
 @pytest.mark.parametrize("do", ["die", "fatal", "junk", "deep junk", "endless line"])
@@ -429,7 +434,7 @@ def test_a_stuck_worker_is_ended_within_its_limit_and_replaced(loop_kind: str, s
     on_loop(loop_kind, test())
 
 
-def test_cancelling_when_nothing_runs_does_no_harm(loop_kind: str, spool: Path) -> None:
+def test_cancelling_when_nothing_runs_does_no_harm(spool: Path) -> None:
     async def test() -> None:
         async with supervised(spool) as worker:
             worker.cancel("a", 1)
@@ -441,14 +446,14 @@ def test_cancelling_when_nothing_runs_does_no_harm(loop_kind: str, spool: Path) 
             worker.cancel("a", 1)
             await assert_replaced(worker, pid)
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
 # Loading.
 
 
 def test_a_worker_that_cannot_load_is_tried_again_after_growing_waits(
-    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
+    spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 0.05, 0.15, 0.25))
 
@@ -463,12 +468,10 @@ def test_a_worker_that_cannot_load_is_tried_again_after_growing_waits(
                 assert wait_s <= gap <= wait_s + 3.0
             assert worker.greeting is None
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
-def test_a_worker_that_was_ready_is_replaced_without_waiting(
-    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_was_ready_is_replaced_without_waiting(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 0.01, 0.01, 1000.0))
 
     async def test() -> None:
@@ -480,11 +483,11 @@ def test_a_worker_that_was_ready_is_replaced_without_waiting(
             assert await ready(worker) != pid
             assert len(starts(spool)) == 4
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
 def test_a_worker_that_does_not_load_in_time_is_ended_and_tried_again(
-    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
+    spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 1000.0))
 
@@ -495,7 +498,7 @@ def test_a_worker_that_does_not_load_in_time_is_ended_and_tried_again(
             await until(lambda: worker.pid is None and all(is_gone(pid) for pid, _ in starts(spool)), 1.0)
             assert worker.state is WorkerState.DOWN
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
 def test_a_worker_that_loaded_in_time_outlives_the_limit(spool: Path) -> None:
@@ -506,7 +509,7 @@ def test_a_worker_that_loaded_in_time_outlives_the_limit(spool: Path) -> None:
             await until(lambda: time.monotonic() - began > 2.2)
             assert (await ready(worker), worker.restarts) == (pid, 0)
 
-    on_loop("asyncio", test())
+    run(test())
 
 
 def test_a_worker_that_cannot_even_be_spawned_is_tried_again(
@@ -536,7 +539,7 @@ def test_a_worker_that_cannot_even_be_spawned_is_tried_again(
 # Leaving.
 
 
-def test_a_stopped_worker_is_asked_to_leave_and_is_not_replaced(loop_kind: str, spool: Path) -> None:
+def test_a_stopped_worker_is_asked_to_leave_and_is_not_replaced(spool: Path) -> None:
     async def test() -> None:
         async with supervised(spool) as worker:
             pid = await ready(worker)
@@ -547,7 +550,7 @@ def test_a_stopped_worker_is_asked_to_leave_and_is_not_replaced(loop_kind: str, 
         assert asyncio.all_tasks() == {asyncio.current_task()}
         await worker.stop()
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
 def test_stopping_ends_a_worker_that_does_not_listen(
@@ -568,9 +571,7 @@ def test_stopping_ends_a_worker_that_does_not_listen(
     on_loop(loop_kind, test())
 
 
-def test_stopping_while_the_models_load_ends_the_worker(
-    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopping_while_the_models_load_ends_the_worker(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "STOP_LIMIT_S", 0.3)
 
     async def test() -> None:
@@ -580,12 +581,10 @@ def test_stopping_while_the_models_load_ends_the_worker(
         assert is_gone(starts(spool)[0][0])
         assert worker.state is WorkerState.STOPPED
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
-def test_stopping_during_a_wait_before_a_new_start_is_immediate(
-    loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopping_during_a_wait_before_a_new_start_is_immediate(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 1000.0))
 
     async def test() -> None:
@@ -596,7 +595,7 @@ def test_stopping_during_a_wait_before_a_new_start_is_immediate(
             assert time.monotonic() - began <= 1.0
         assert len(starts(spool)) == 1
 
-    on_loop(loop_kind, test())
+    run(test())
 
 
 def test_a_supervisor_that_never_started_can_be_stopped(spool: Path) -> None:
@@ -605,7 +604,7 @@ def test_a_supervisor_that_never_started_can_be_stopped(spool: Path) -> None:
         await worker.stop()
         assert worker.state is WorkerState.STOPPED
 
-    on_loop("asyncio", test())
+    run(test())
 
 
 # The real worker's two ways to learn that its parent is gone, each alone.
