@@ -14,7 +14,15 @@ from typing import Any
 import psutil
 
 SLOW = {"prompt": "x", "steps": 50}
-QUICK = {"prompt": "x", "steps": 1}
+
+GREY_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAYElEQVR4nO3PQQ0AIBDAMED5SUcEj4ZkVbDtmVk/OzrgVQNaA1oDWg"
+    "NaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgPaBaIsAgBhHc02AAAAAElFTkSuQmCC"
+)
+"""A grey picture of 64×64."""
+
+QUICK = {"prompt": "x", "control_image": GREY_PNG, "megapixels": "match_input", "num_inference_steps": 1}
+"""Takes some 20 ms to draw with flux-depth-dev."""
 ORDER = {"QUEUED": 0, "PROCESSING": 1, "COMPLETED": 2, "FAILED": 2}
 
 
@@ -33,10 +41,7 @@ def until_drawing(server: Any, request_id: str) -> None:
 
 def test_twenty_submissions_at_once_finish_with_distinct_ids_and_never_go_back(server: Any) -> None:
     ids: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: ids.append(server.submit("flux-dev", {**QUICK, "samples": 1})))
-        for _ in range(20)
-    ]
+    threads = [threading.Thread(target=lambda: ids.append(server.submit("flux-depth-dev", QUICK))) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -80,7 +85,7 @@ def test_a_job_that_sees_two_workers_die_is_502_and_the_next_one_succeeds(run_se
     with run_server() as server, ThreadPoolExecutor(1) as caller:
         poisonous = caller.submit(server.post, "/v1/flux-dev", json=SLOW)
         until(lambda: server.get("/health/ready").json()["worker"] == "busy", 60, "the job runs")
-        good = server.submit("flux-dev", QUICK)
+        good = server.submit("flux-depth-dev", QUICK)
         for _ in range(2):
             until(lambda: server.get("/health/ready").json()["worker"] == "busy", 60, "the worker has the job")
             os.kill(server.worker_pid(), signal.SIGKILL)
@@ -93,7 +98,7 @@ def test_a_job_that_sees_two_workers_die_is_502_and_the_next_one_succeeds(run_se
 
 def test_a_killed_server_loses_no_accepted_job(run_server: Any) -> None:
     with run_server() as server:
-        ids = [server.submit("flux-dev", SLOW if index == 0 else QUICK) for index in range(5)]
+        ids = [server.submit("flux-dev", SLOW), *(server.submit("flux-depth-dev", QUICK) for _ in range(4))]
         until_drawing(server, ids[0])
         worker = server.worker_pid()
         server.kill()
@@ -104,7 +109,7 @@ def test_a_killed_server_loses_no_accepted_job(run_server: Any) -> None:
 
 def test_a_killed_server_keeps_finished_results(run_server: Any) -> None:
     with run_server() as server:
-        done = server.finish(server.submit("flux-dev", QUICK))
+        done = server.finish(server.submit("flux-depth-dev", QUICK))
         server.kill()
         server.start(wait_ready=False)
         again = server.get(f"/v2/requests/{done['request_id']}").json()
@@ -132,7 +137,7 @@ def test_a_caller_who_hangs_up_cancels_its_blocking_call(run_server: Any) -> Non
 
 def test_sigterm_lets_the_running_job_finish_and_keeps_the_rest(run_server: Any) -> None:
     with run_server() as server:
-        ids = [server.submit("flux-dev", {**QUICK, "steps": 10}) for _ in range(3)]
+        ids = [server.submit("flux-dev", {"prompt": "x", "steps": 10}) for _ in range(3)]
         until_drawing(server, ids[0])
         assert server.stop() == 0
         server.start()

@@ -123,6 +123,28 @@ def test_a_blank_single_pixel_gives_a_map_of_any_shape(
     levels(estimators[name], Image.new("RGB", (1, 1), "white"), width, height)
 
 
+class Flat(torch.nn.Module):
+    """A network that finds the same depth everywhere, under the names that the detectors call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = torch.nn.Parameter(torch.tensor(3.0), requires_grad=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.depth.expand(1, *pixels.shape[2:])
+
+    def infer(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.depth.expand(1, 1, *pixels.shape[2:])
+
+    depth_model = infer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_detector_that_finds_one_depth_everywhere_gives_middle_grey(name: str) -> None:
+    model = AnnotatorDisparity(_DETECTORS[name][0](Flat()), short_side=64)
+    assert (levels(DepthEstimator(model, "minmax"), Image.fromarray(data.coffee()), 96, 64) == 0).all()
+
+
 class KnownDetector:
     """Stands for a detector: remembers how it was called and answers 8-bit levels."""
 
