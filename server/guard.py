@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import uuid
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .accounts import Accounts
-from .errors import Forbidden, RequestTimeout, ServerError
+from .errors import Forbidden, RequestTimeout
 from .settings import is_loopback
 
 PUBLIC_PREFIXES = ("/health/", "/files/")
@@ -29,6 +29,10 @@ SECURITY_HEADERS = {
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
 }
+
+
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::\d*)?")
+_ORIGIN = re.compile(rf"https?://{_HOST.pattern}")
 
 
 class Guard:
@@ -54,14 +58,15 @@ class Guard:
         structlog.contextvars.bind_contextvars(request=request_id)
         scope.setdefault("state", {})["request_id"] = request_id
         scope["path"] = _one_spelling(scope["path"])
-        send = _with_headers(send, request_id)
+        reply = _Reply(send, request_id)
         try:
             self._admit(scope)
-        except ServerError as error:
+            await self._app(scope, _Deadline(receive, self._body_limit_s).receive, reply.send)
+        except Exception as error:
+            if reply.begun:
+                raise
             response = await self._refuse(Request(scope), error)
-            await response(scope, receive, send)
-            return
-        await self._app(scope, _Deadline(receive, self._body_limit_s).receive, send)
+            await response(scope, receive, reply.send)
 
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -82,20 +87,18 @@ def _refuse_strangers(headers: Headers) -> None:
 
     A page can send requests to 127.0.0.1, and by DNS rebinding even under its own name; both show in these headers.
     """
-    for name in ("host", "origin"):
+    for name, form in (("host", _HOST), ("origin", _ORIGIN)):
         value = headers.get(name)
-        if value and not is_loopback(_host_of(value)):
+        if value and not is_loopback(_host_in(value, form)):
             raise Forbidden(
                 f"This server has no API keys set, so it answers programs on its own machine only; {name} was"
                 f" {value[:100]!r}. Set FLUX_API_KEYS to use it under other names."
             )
 
 
-def _host_of(value: str) -> str:
-    try:
-        return urlsplit(value if "//" in value else f"//{value}").hostname or ""
-    except ValueError:
-        return ""
+def _host_in(value: str, form: re.Pattern[str]) -> str:
+    found = form.fullmatch(value.strip())
+    return found.group("host").strip("[]").lower() if found else ""
 
 
 def _one_spelling(path: str) -> str:
@@ -103,16 +106,20 @@ def _one_spelling(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
-def _with_headers(send: Send, request_id: str) -> Send:
-    async def send_with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers.setdefault("x-request-id", request_id)
-            for name, value in SECURITY_HEADERS.items():
-                headers.setdefault(name, value)
-        await send(message)
+class _Reply:
+    """Adds the headers that every reply has, and knows whether it has begun."""
 
-    return send_with_headers
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._headers = send, {"x-request-id": request_id, **SECURITY_HEADERS}
+        self.begun = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            headers = MutableHeaders(scope=message)
+            for name, value in self._headers.items():
+                headers.setdefault(name, value)
+        await self._send(message)
 
 
 class _Deadline:
@@ -144,4 +151,6 @@ def client_is_trusted(request: Request, networks: tuple[str, ...]) -> bool:
         address = ipaddress.ip_address(request.client.host)
     except ValueError:
         return False
+    # An IPv4 peer of a socket that takes both kinds.
+    address = getattr(address, "ipv4_mapped", None) or address
     return any(address in ipaddress.ip_network(network, strict=False) for network in networks)

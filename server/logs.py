@@ -1,4 +1,4 @@
-"""Structured logs with a request id, and nothing secret in them."""
+"""Structured logs with a request id, on one line each, and nothing secret in them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -13,16 +14,34 @@ import structlog
 from .settings import Settings
 
 LONGEST_VALUE = 500
-_QUERY = re.compile(r"(https?://[^\s?#]+)[?#][^\s]*")
-_DATA_URI = re.compile(r"data:[\w/+.-]*(?:;[\w=-]+)*,[A-Za-z0-9+/=_%-]{32,}")
+LONGEST_TRACEBACK = 8000
+
+_ADDRESS = re.compile(r"(https?://)([^\s?#]*)([?#]?)\S*", re.IGNORECASE)
+_DATA_URI = re.compile(r"\bdata:[^\s,]{0,100},[A-Za-z0-9+/=_%-]{32,}", re.IGNORECASE)
 _KEY = re.compile(r"\b(?:SG|sg)_[A-Za-z0-9]{8,}\b")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def redact(text: str) -> str:
-    """Cuts what must not be logged: keys, queries of URLs, the insides of data URIs, and anything very long."""
-    text = _DATA_URI.sub(lambda match: f"data:…({len(match.group())} characters)", text)
-    text = _KEY.sub("SG_…", _QUERY.sub(r"\1?…", text))
+def redact(text: str, keys: tuple[str, ...] = ()) -> str:
+    """Cuts what must not be logged: keys, names and queries of URLs, the insides of data URIs, anything very long.
+
+    keys: texts to cut wherever they stand, beside everything that looks like a key.
+    """
+    text = _without_secrets(text, keys)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… ({len(text)} characters)"
+
+
+def _without_secrets(text: str, keys: tuple[str, ...]) -> str:
+    text = _DATA_URI.sub(lambda match: f"data:…({len(match.group())} characters)", text)
+    text = _KEY.sub("SG_…", _ADDRESS.sub(_address, text))
+    for key in keys:
+        text = text.replace(key, "SG_…")
+    return text
+
+
+def _address(match: re.Match[str]) -> str:
+    scheme, place, query = match.groups()
+    return f"{scheme}{place.rpartition('@')[2]}{'?…' if query else ''}"
 
 
 def describe_prompt(prompt: str) -> str:
@@ -37,10 +56,10 @@ def set_up_logs(settings: Settings) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Any] = (
-        [structlog.processors.format_exc_info, _redact_all, structlog.processors.JSONRenderer()]
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
         if settings.log_format == "json"
-        else [_redact_all, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -52,7 +71,13 @@ def set_up_logs(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                # Plain tracebacks: the console renderer's own would show the variables of every frame.
+                structlog.processors.format_exc_info,
+                _redactor(settings.api_keys),
+                renderer,
+            ],
         )
     )
     root = logging.getLogger()
@@ -62,5 +87,24 @@ def set_up_logs(settings: Settings) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _redact_all(_: Any, __: str, event: Any) -> Any:
-    return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
+def _redactor(keys: tuple[str, ...]) -> Callable[[Any, str, Any], Any]:
+    """The processor that cleans every value of an event, however deep."""
+
+    def clean(value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, Mapping):
+            return {str(clean(name)): clean(entry) for name, entry in value.items()}
+        if isinstance(value, list | tuple | set):
+            return [clean(entry) for entry in value]
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", redact(text, keys))
+
+    def process(_: Any, __: str, event: Any) -> Any:
+        traceback = event.pop("exception", None)
+        cleaned = {name: clean(value) for name, value in event.items()}
+        if traceback is not None:
+            cleaned["exception"] = _without_secrets(str(traceback), keys)[-LONGEST_TRACEBACK:]
+        return cleaned
+
+    return process

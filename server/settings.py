@@ -25,10 +25,15 @@ Names = Annotated[tuple[str, ...], NoDecode]
 """A list that the environment gives as text separated by commas, and TOML as an array."""
 
 
+class SettingsFileError(ValueError):
+    """The settings file cannot be used. The text names it."""
+
+
 class Settings(BaseSettings):
     """Everything an operator can set. Money is in USD, sizes in bytes, times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="FLUX_", frozen=True, extra="forbid")
+    # Refused values may be keys, so no error repeats them.
+    model_config = SettingsConfigDict(env_prefix="FLUX_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs an API key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -101,12 +106,27 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line, then environment, then the TOML file that FLUX_CONFIG names (`flux-server.toml` by default)."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_file())
+        file = _config_file()
+        try:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+        except (OSError, ValueError) as error:
+            # The parser's words may hold a piece of the file, and with it of a key.
+            raise SettingsFileError(f"{file} cannot be read as TOML ({type(error).__name__})") from error
 
     @field_validator("api_keys", "trusted_proxies", "fetch_hosts", "fetch_private_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+            raise ValueError("should be a list of texts, or one text with commas")
+        return [part.strip() for part in parts if part.strip()]
+
+    @field_validator("credits", "prices", mode="before")
+    @classmethod
+    def _check_amounts(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not all(_is_amount(amount) for amount in value.values()):
+            raise ValueError("should give each name an amount in USD, at least 0")
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -146,6 +166,13 @@ class Settings(BaseSettings):
         return self
 
 
+def _is_amount(value: Any) -> bool:
+    try:
+        return 0 <= float(value) < float("inf")
+    except (TypeError, ValueError):
+        return False
+
+
 def is_loopback(host: str) -> bool:
     """True for addresses that only this machine can reach."""
     if host == "localhost":
@@ -162,4 +189,8 @@ def environment_without_settings() -> dict[str, str]:
 
 
 def _config_file() -> Path:
-    return Path(os.environ.get("FLUX_CONFIG", "flux-server.toml"))
+    """The TOML file. Raises SettingsFileError when the one that was asked for is not there."""
+    named = os.environ.get("FLUX_CONFIG")
+    if named is not None and not Path(named).is_file():
+        raise SettingsFileError(f"FLUX_CONFIG names {named}, which is not there")
+    return Path(named or "flux-server.toml")

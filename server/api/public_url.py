@@ -16,12 +16,12 @@ def public_base(request: Request, settings: Settings) -> str:
     """
     if settings.public_url:
         return settings.public_url
-    scheme, host, prefix = request.url.scheme, request.headers.get("host") or _own_address(request), ""
+    scheme, host, prefix = str(request.scope["scheme"]), request.headers.get("host") or _own_address(request), ""
     if client_is_trusted(request, settings.trusted_proxies):
         scheme = _first(request.headers.get("x-forwarded-proto")) or scheme
         host = _first(request.headers.get("x-forwarded-host")) or host
-        prefix = (_first(request.headers.get("x-forwarded-prefix")) or "").rstrip("/")
-    return f"{scheme}://{host}{prefix}"
+        prefix = (_first(request.headers.get("x-forwarded-prefix")) or "").strip("/")
+    return f"{scheme}://{host}/{prefix}".rstrip("/")
 
 
 def _first(value: str | None) -> str | None:

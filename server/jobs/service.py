@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.errors import ServerError, Unavailable
+from server.errors import Unavailable
 
 from .database import JobDatabase
 from .model import LEAST_AFTER_END_S, Job, NewJob
@@ -57,7 +57,7 @@ class JobService:
             job = await self._database.write(
                 self._database.writer.submit, new, now=time.time(), queue_limit=self._queue_limit
             )
-        except ServerError:
+        except Exception:
             del self._watches[new.id]
             raise
         self.arrived.set()

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.request import GenerationRequest, GenerationResult
+from server.errors import InsufficientStorage
 
 from . import queries
-from .model import Ending, Job, Lane, NewJob, State, check_transition
+from .model import Ending, IllegalTransition, Job, Lane, NewJob, State, check_transition
 from .store import CannotPay, QueueFull
 
 
@@ -60,6 +61,8 @@ class SqliteStore:
 
     def finish(self, job_id: str, attempt: int, ending: Ending, *, now: float) -> Job | None:
         check_transition(State.RUNNING, ending.state)
+        if not ending.state.final:
+            raise IllegalTransition(f"a job cannot end in {ending.state}")
         with self._transaction():
             row = self._connection.execute(queries.FINISH, _finish_values(job_id, attempt, ending, now)).fetchone()
             if row is None:
@@ -122,13 +125,17 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
             yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            # SQLite itself has rolled back after some errors, a full disk among them.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise InsufficientStorage from error
             raise
-        self._connection.execute("COMMIT")
 
 
 def _insert_values(new: NewJob, now: float) -> dict[str, Any]:

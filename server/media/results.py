@@ -47,6 +47,8 @@ class ResultFiles:
         shutil.rmtree(self._outputs, ignore_errors=True)
         for folder in (self._inputs, self._outputs, self._files):
             folder.mkdir(parents=True, exist_ok=True)
+            for half in folder.glob(".*.part"):
+                half.unlink(missing_ok=True)
 
     async def keep_input(self, data: bytes, extension: str) -> str:
         """Keeps a control image for a job, on disk when this returns. Returns its name, which is its content's hash."""
@@ -76,16 +78,16 @@ class ResultFiles:
     def remove_inputs(self, in_use: set[str], *, older_than_s: float) -> int:
         """Removes control images that no unfinished job needs. Returns how many."""
         removed = 0
-        for path in self._inputs.iterdir():
+        for path in list(self._inputs.iterdir()):
             with self._inputs_lock:
-                if path.name not in in_use and time.time() - path.stat().st_mtime > older_than_s:
+                if path.name not in in_use and _age_s(path) > older_than_s:
                     path.unlink(missing_ok=True)
                     removed += 1
         return removed
 
     def remove_files(self, *, older_than_s: float) -> int:
         """Removes published files that are older than that. Returns how many."""
-        old = [path for path in self._files.iterdir() if time.time() - path.stat().st_mtime > older_than_s]
+        old = [path for path in self._files.iterdir() if _age_s(path) > older_than_s]
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
@@ -105,18 +107,30 @@ class ResultFiles:
         return path.name
 
     def _publish(self, result: GenerationResult) -> GenerationResult:
-        images = tuple(self._place(image) for image in result.images)
-        depth_map = self._place(result.depth_map) if result.depth_map else None
-        _sync_folder(self._files)
-        return replace(result, images=images, depth_map=depth_map)
+        """All files are checked before the first gets its public name, and none keeps one when a later one fails."""
+        drawn = [*result.images, *([result.depth_map] if result.depth_map else [])]
+        for output in drawn:
+            self._check(output)
+        placed: list[OutputFile] = []
+        try:
+            placed.extend(self._place(output) for output in drawn)
+            _sync_folder(self._files)
+        except OSError:
+            for output in placed:
+                (self._files / output.file).unlink(missing_ok=True)
+            raise
+        images, rest = placed[: len(result.images)], placed[len(result.images) :]
+        return replace(result, images=tuple(images), depth_map=rest[0] if rest else None)
 
-    def _place(self, output: OutputFile) -> OutputFile:
+    def _check(self, output: OutputFile) -> None:
         source = self._outputs / output.file
         if hashlib.sha256(source.read_bytes()).hexdigest() != output.sha256:
             raise TornResult(f"{output.file} is not what the worker announced")
         _sync_file(source)
+
+    def _place(self, output: OutputFile) -> OutputFile:
         name = _new_name(output.format)
-        source.rename(self._files / name)
+        (self._outputs / output.file).rename(self._files / name)
         return replace(output, file=name)
 
 
@@ -126,12 +140,23 @@ def _new_name(extension: str) -> str:
 
 def _write_durably(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since the file was written or touched; 0 for one that is gone meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _sync_file(path: Path) -> None:

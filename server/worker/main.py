@@ -24,6 +24,7 @@ from .protocol import (
     Failed,
     Fatal,
     Load,
+    ProtocolError,
     Ready,
     Run,
     Shutdown,
@@ -63,12 +64,15 @@ class Wire:
         self._cancelled.discard((run.job, run.attempt))
 
     def _read(self) -> None:
-        for line in self._source:
-            message = decode(line)
-            if isinstance(message, Cancel):
-                self._cancelled.add((message.job, message.attempt))
-            else:
-                self.inbox.put(message)
+        try:
+            for line in self._source:
+                message = decode(line)
+                if isinstance(message, Cancel):
+                    self._cancelled.add((message.job, message.attempt))
+                else:
+                    self.inbox.put(message)
+        except ProtocolError as error:
+            _leave(self, Fatal(reason="protocol", message=str(error)))
         # The parent is gone. Nothing that is computed here can be delivered any more.
         os._exit(0)
 

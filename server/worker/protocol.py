@@ -145,7 +145,7 @@ def decode(line: bytes) -> Any:
     try:
         fields = json.loads(line)
         return _TYPES[fields.pop("type")](**fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"not a message of protocol {PROTOCOL_VERSION}: {line[:200]!r}") from error
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 
 import structlog
@@ -24,6 +25,10 @@ BACKOFF_S = (0.0, 1.0, 5.0, 30.0)
 
 LINE_LIMIT_BYTES = 1024 * 1024
 STOP_LIMIT_S = 5.0
+
+DEATH_POLL_S = 0.02
+LAST_WORDS_LIMIT_S = 0.1
+"""For what a dead worker's pipe still holds."""
 
 COMMAND = (sys.executable, "-P", "-m", "server.worker.main")
 
@@ -44,6 +49,13 @@ class WorkerStuck(RuntimeError):
     """The worker made no step for too long and was ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """What a job hears when its worker's life has ended."""
+
+    reason: str
+
+
 class WorkerSupervisor:
     """Spawns the worker, again whenever it dies, and runs jobs in it."""
 
@@ -54,7 +66,7 @@ class WorkerSupervisor:
         self._load_limit_s, self._step_limit_s = load_limit_s, step_limit_s
         self._process: asyncio.subprocess.Process | None = None
         self._ready = asyncio.Event()
-        self._messages: asyncio.Queue[Up | None] = asyncio.Queue()
+        self._messages: asyncio.Queue[Up | _Gone] = asyncio.Queue()
         self._keeper: asyncio.Task[None] | None = None
         self._failures = 0
         self.state = WorkerState.STOPPED
@@ -82,10 +94,10 @@ class WorkerSupervisor:
         self._send(Shutdown())
         try:
             async with asyncio.timeout(STOP_LIMIT_S):
-                await process.wait()
+                await _exit_status(process)
         except TimeoutError:
             _kill(process)
-            await process.wait()
+            await _exit_status(process)
 
     async def wait_ready(self) -> None:
         """Returns when a worker has loaded and is idle."""
@@ -106,8 +118,8 @@ class WorkerSupervisor:
             except TimeoutError:
                 await self._end_stuck(run)
                 raise WorkerStuck(f"no step within {self._step_limit_s:g} s; the worker was replaced") from None
-            if message is None:
-                raise WorkerLost(self.last_words or "the worker process ended")
+            if isinstance(message, _Gone):
+                raise WorkerLost(message.reason)
             if isinstance(message, Step) and (message.job, message.attempt) == (run.job, run.attempt):
                 on_step(message)
             elif isinstance(message, Done | Failed) and (message.job, message.attempt) == (run.job, run.attempt):
@@ -122,7 +134,7 @@ class WorkerSupervisor:
         log.error("worker stuck", job=run.job, limit_s=self._step_limit_s)
         if self._process is not None:
             _kill(self._process)
-        while await self._messages.get() is not None:
+        while not isinstance(await self._messages.get(), _Gone):
             pass
 
     async def _keep_alive(self) -> None:
@@ -139,32 +151,53 @@ class WorkerSupervisor:
         """One life of a worker: from its spawn to its end."""
         self._enter(WorkerState.STARTING)
         started = time.monotonic()
-        # The child's stdout carries messages; its stderr goes where ours goes.
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=LINE_LIMIT_BYTES,
-        )
+        self.last_words = ""
+        try:
+            process = await self._spawn()
+        except OSError as error:
+            self.last_words = f"the worker cannot be started: {error}"
+            self._enter(WorkerState.DOWN)
+            return
         self._process = process
         log.info("worker started", pid=process.pid)
         watchdog = asyncio.get_running_loop().call_later(self._load_limit_s, self._end_unready, process)
         try:
             self._send(self._load)
-            await self._listen(process)
+            await self._listen_while_alive(process)
         finally:
             watchdog.cancel()
             if self.state is not WorkerState.STOPPED:
                 self._enter(WorkerState.DOWN)
         _kill(process)
-        code = await process.wait()
+        code = await _exit_status(process)
         self.last_words = self.last_words or f"the worker process ended with status {code}"
-        self._messages.put_nowait(None)
+        self._messages.put_nowait(_Gone(self.last_words))
         log.warning("worker ended", pid=process.pid, status=code, age_s=round(time.monotonic() - started, 3))
 
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        """The child's stdin and stdout carry messages; its stderr goes where ours goes."""
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, limit=LINE_LIMIT_BYTES)
+
+    async def _listen_while_alive(self, process: asyncio.subprocess.Process) -> None:
+        """Returns when the worker has no more to say or is dead.
+
+        A pipe alone does not tell death: a helper process that the worker started may hold it open.
+        """
+        listening = asyncio.ensure_future(self._listen(process))
+        dying = asyncio.ensure_future(_exit_status(process))
+        try:
+            await asyncio.wait({listening, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if not listening.done():
+                await asyncio.wait({listening}, timeout=LAST_WORDS_LIMIT_S)
+        finally:
+            listening.cancel()
+            dying.cancel()
+            await asyncio.gather(listening, dying, return_exceptions=True)
+
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        """Hands on what the worker says, until its pipe closes, it gives up, or it says something unreadable."""
         assert process.stdout is not None
-        self.last_words = ""
         async for line in process.stdout:
             try:
                 message = decode(line)
@@ -172,11 +205,12 @@ class WorkerSupervisor:
                 self.last_words = str(error)
                 log.error("worker sent something unreadable", reason=str(error))
                 return
-            if isinstance(message, Ready):
-                self._greet(message)
-            elif isinstance(message, Fatal):
+            if isinstance(message, Fatal):
                 self.last_words = f"{message.reason}: {message.message}"
                 log.error("worker gives up", reason=message.reason, message=message.message)
+                return
+            if isinstance(message, Ready):
+                self._greet(message)
             else:
                 self._messages.put_nowait(message)
 
@@ -204,6 +238,13 @@ class WorkerSupervisor:
             self._ready.set()
         else:
             self._ready.clear()
+
+
+async def _exit_status(process: asyncio.subprocess.Process) -> int:
+    """The status of a process once it is dead. `Process.wait` would also wait for everyone who holds its pipes."""
+    while process.returncode is None:  # noqa: ASYNC110 (what would set an event is what is wrong with wait)
+        await asyncio.sleep(DEATH_POLL_S)
+    return process.returncode
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

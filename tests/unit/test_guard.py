@@ -430,6 +430,23 @@ def test_a_slow_body_is_answered_with_408_and_the_connection_is_closed(kind: str
     assert answer.headers["connection"] == "close"
 
 
+def test_a_caller_that_hangs_up_midway_is_no_fault_of_the_server() -> None:
+    settings = Settings()
+    app = create_app(settings)
+    app.state.services = SimpleNamespace(settings=settings)
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0) if len(messages) > 1 else messages[0]
+
+    headers = [("content-type", "application/json")]
+    answer = run_ask(app, "/v2/flux-dev", method="POST", headers=headers, receive=receive)
+    assert answer.status < 500
+
+
 def test_an_unexpected_error_says_nothing_of_itself_and_has_an_id() -> None:
     app = create_app(Settings())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -127,11 +128,15 @@ def test_a_server_that_shuts_down_accepts_nothing_but_still_answers(tmp_path: Pa
 
 def test_a_caller_that_goes_away_does_not_take_back_what_is_being_committed(tmp_path: Path) -> None:
     async def test(world: World) -> None:
+        disk = threading.Event()
+        busy = asyncio.create_task(world.database.write(disk.wait, LONG_S))
         submitting = asyncio.create_task(world.service.submit(new_job()))
-        await turns(1)
+        await turns()
         submitting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await submitting
+        disk.set()
+        await busy
         job = await world.claim()
         assert job.id == "a"
         waiting = asyncio.create_task(world.service.wait(job, LONG_S))
