@@ -113,7 +113,7 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     )
     jobs = JobService(database, queue_limit=settings.queue_limit, result_ttl_s=settings.result_ttl_s)
     fetcher = Fetcher(_fetch_policy(settings))
-    dispatcher = Dispatcher(database, jobs, worker, results)
+    dispatcher = Dispatcher(database, jobs, worker, results, log_prompts=settings.log_prompts)
     sweeper = Sweeper(database, results, result_ttl_s=settings.result_ttl_s, file_ttl_s=settings.file_ttl_s)
     app.state.services = Services(
         settings=settings,

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from server.errors import InvalidInput, MethodNotAllowed, NotFound, RequestTimeout, ServerError
 
@@ -36,6 +37,8 @@ async def refuse(request: Request, error: Exception) -> Response:
 def _as_server_error(request: Request, error: Exception) -> ServerError:
     if isinstance(error, ServerError):
         return error
+    if isinstance(error, ClientDisconnect):
+        return RequestTimeout("The connection was closed before the whole body had come.")
     if isinstance(error, HTTPException) and error.status_code == 404:
         return NotFound(f"Model or endpoint not found: {request.url.path[:200]}. Models: {', '.join(MODELS)}.")
     if isinstance(error, HTTPException) and error.status_code == 405:

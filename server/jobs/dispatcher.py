@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import ParamSpec, TypeVar
 
 import structlog
 
-from server.errors import InvalidInput, ModelFailed, OutOfMemory, SafetyBlocked, ServerError, WaitTimeout, WorkerCrashed
+from server.errors import (
+    InsufficientStorage,
+    InvalidInput,
+    ModelFailed,
+    OutOfMemory,
+    SafetyBlocked,
+    ServerError,
+    WaitTimeout,
+    WorkerCrashed,
+)
+from server.logs import describe_prompt
 from server.media.results import ResultFiles
 from server.worker.protocol import Done, Failed, Step, result_of, run_message
 from server.worker.supervisor import WorkerLost, WorkerState, WorkerStuck, WorkerSupervisor
@@ -17,9 +30,14 @@ from .database import JobDatabase
 from .model import MAX_WORKER_DEATHS, Ending, Job, State
 from .service import JobService, Progress, Watch
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 STOP_LIMIT_S = 10.0
+RETRY_S = 1.0
+"""Between two attempts to write what a full disk, or another trouble of the store, kept from being written."""
 
 ERRORS: dict[str, type[ServerError]] = {
     "input": InvalidInput,
@@ -33,13 +51,20 @@ ERRORS: dict[str, type[ServerError]] = {
 
 class Dispatcher:
     def __init__(
-        self, database: JobDatabase, service: JobService, worker: WorkerSupervisor, results: ResultFiles
+        self,
+        database: JobDatabase,
+        service: JobService,
+        worker: WorkerSupervisor,
+        results: ResultFiles,
+        *,
+        log_prompts: bool = False,
     ) -> None:
         self._database, self._service, self._worker, self._results = database, service, worker, results
         self._running: Job | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._log_prompts = log_prompts
         service.on_cancel = self._cancel_running
 
     async def start(self) -> None:
@@ -69,7 +94,7 @@ class Dispatcher:
         while not self._stopping:
             await self._worker.wait_ready()
             self._service.arrived.clear()
-            job = None if self._stopping else await self._database.write(self._database.writer.claim)
+            job = None if self._stopping else await self._write(self._database.writer.claim)
             if job is None:
                 await self._service.arrived.wait()
             elif self._worker.state is not WorkerState.READY:
@@ -86,7 +111,14 @@ class Dispatcher:
         if watch.cancel_requested:
             await self._finish(job, self._ending(State.CANCELLED, watch, queue_s, 0.0))
             return
-        log.info("job started", job=job.id, attempt=job.attempt, model=job.request.model, queue_s=round(queue_s, 3))
+        log.info(
+            "job started",
+            job=job.id,
+            attempt=job.attempt,
+            model=job.request.model,
+            prompt=job.request.prompt if self._log_prompts else describe_prompt(job.request.prompt),
+            queue_s=round(queue_s, 3),
+        )
 
         def on_step(step: Step) -> None:
             watch.progress = Progress(step.step, step.steps, step.step_s)
@@ -121,11 +153,10 @@ class Dispatcher:
     async def _succeed(self, job: Job, watch: Watch, queue_s: float, done: Done) -> None:
         try:
             result = await self._results.publish(result_of(done))
-        except (OSError, ValueError) as error:
+        except Exception:
+            # Its text may name folders of this machine; the log has it.
             log.exception("result could not be published", job=job.id)
-            await self._fail(
-                job, watch, queue_s, done.compute_s, ModelFailed(f"The result could not be saved: {error}")
-            )
+            await self._fail(job, watch, queue_s, done.compute_s, ModelFailed("The result could not be saved."))
             return
         ending = self._ending(State.SUCCEEDED, watch, queue_s, done.compute_s)
         await self._finish(job, replace(ending, result=result))
@@ -142,7 +173,7 @@ class Dispatcher:
             await self._requeue(job, worker_died=not self._stopping)
 
     async def _requeue(self, job: Job, *, worker_died: bool) -> None:
-        await self._database.write(self._database.writer.requeue, job.id, job.attempt, worker_died=worker_died)
+        await self._write(self._database.writer.requeue, job.id, job.attempt, worker_died=worker_died)
         self._service.arrived.set()
 
     async def _fail(self, job: Job, watch: Watch, queue_s: float, compute_s: float, error: ServerError) -> None:
@@ -154,9 +185,7 @@ class Dispatcher:
         return Ending(state=state, queue_s=queue_s, compute_s=compute_s, total_s=total_s)
 
     async def _finish(self, job: Job, ending: Ending) -> None:
-        finished = await self._database.write(
-            self._database.writer.finish, job.id, job.attempt, ending, now=time.time()
-        )
+        finished = await self._write(self._database.writer.finish, job.id, job.attempt, ending, now=time.time())
         if finished is None:
             log.warning("ending of an old attempt dropped", job=job.id, attempt=job.attempt)
             return
@@ -169,6 +198,20 @@ class Dispatcher:
             total_s=round(ending.total_s, 3),
         )
         self._service.settled(finished)
+
+    async def _write(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Writes, again until it works: what has happened stays true while the disk is full.
+
+        A stopping server gives up; its next start takes up what was running.
+        """
+        while True:
+            try:
+                return await self._database.write(method, *args, **kwargs)
+            except (sqlite3.Error, InsufficientStorage):
+                if self._stopping:
+                    raise
+                log.exception("the job store cannot be written; it is tried again")
+                await asyncio.sleep(RETRY_S)
 
     def _cancel_running(self, job_id: str) -> None:
         if self._running is not None and self._running.id == job_id:

@@ -209,8 +209,11 @@ def _sort(wire: Wire, run: Run, error: Exception) -> tuple[str, str]:
 
 def _leave(wire: Wire, last_words: Fatal) -> None:
     """Ends the process at once: after a CUDA fault even a clean exit can hang in the driver."""
-    wire.send(last_words)
-    os._exit(FATAL_EXIT)
+    try:
+        wire.send(last_words)
+    finally:
+        # Also when nobody listens any more.
+        os._exit(FATAL_EXIT)
 
 
 if __name__ == "__main__":

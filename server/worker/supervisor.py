@@ -71,7 +71,9 @@ class WorkerSupervisor:
         self._failures = 0
         self.state = WorkerState.STOPPED
         self.greeting: Ready | None = None
+        self._words = ""
         self.last_words = ""
+        """Why the last worker ended, until another is ready."""
         self.restarts = 0
 
     @property
@@ -98,6 +100,7 @@ class WorkerSupervisor:
         except TimeoutError:
             _kill(process)
             await _exit_status(process)
+        _close(process)
 
     async def wait_ready(self) -> None:
         """Returns when a worker has loaded and is idle."""
@@ -151,7 +154,7 @@ class WorkerSupervisor:
         """One life of a worker: from its spawn to its end."""
         self._enter(WorkerState.STARTING)
         started = time.monotonic()
-        self.last_words = ""
+        self._words = ""
         try:
             process = await self._spawn()
         except OSError as error:
@@ -170,7 +173,8 @@ class WorkerSupervisor:
                 self._enter(WorkerState.DOWN)
         _kill(process)
         code = await _exit_status(process)
-        self.last_words = self.last_words or f"the worker process ended with status {code}"
+        _close(process)
+        self.last_words = self._words or f"the worker process ended with status {code}"
         self._messages.put_nowait(_Gone(self.last_words))
         log.warning("worker ended", pid=process.pid, status=code, age_s=round(time.monotonic() - started, 3))
 
@@ -202,11 +206,11 @@ class WorkerSupervisor:
             try:
                 message = decode(line)
             except ProtocolError as error:
-                self.last_words = str(error)
+                self._words = str(error)
                 log.error("worker sent something unreadable", reason=str(error))
                 return
             if isinstance(message, Fatal):
-                self.last_words = f"{message.reason}: {message.message}"
+                self._words = f"{message.reason}: {message.message}"
                 log.error("worker gives up", reason=message.reason, message=message.message)
                 return
             if isinstance(message, Ready):
@@ -216,13 +220,14 @@ class WorkerSupervisor:
 
     def _greet(self, ready: Ready) -> None:
         self.greeting = ready
+        self.last_words = ""
         self._failures = 0
         self._enter(WorkerState.READY)
         log.info("worker ready", models=ready.models, device=ready.device, load_s=round(ready.load_s, 3))
 
     def _end_unready(self, process: asyncio.subprocess.Process) -> None:
         if self.state is WorkerState.STARTING:
-            self.last_words = f"the models did not load within {self._load_limit_s:g} s"
+            self._words = f"the models did not load within {self._load_limit_s:g} s"
             _kill(process)
 
     def _send(self, message: Load | Run | Cancel | Shutdown) -> None:
@@ -251,3 +256,8 @@ def _kill(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         with suppress(ProcessLookupError):
             process.kill()
+
+
+def _close(process: asyncio.subprocess.Process) -> None:
+    """Closes the pipes of a dead process, which its helpers may hold open, or which may be full of what nobody read."""
+    process._transport.close()  # type: ignore[attr-defined]

@@ -418,6 +418,25 @@ def test_a_helper_that_a_dead_worker_left_behind_does_not_hide_its_death(loop_ki
     on_loop(loop_kind, test())
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files by /proc")
+@pytest.mark.parametrize("do", ["die", "endless line", "die and leave a helper"])
+def test_a_lost_worker_leaves_no_pipe_open(loop_kind: str, spool: Path, do: str) -> None:
+    def count_open() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            await ready(worker)
+            at_first = count_open()
+            for attempt in range(3):
+                with pytest.raises(WorkerLost):
+                    await run_job(worker, job(do, attempt=attempt))
+                await ready(worker)
+            await until(lambda: count_open() <= at_first, 2.0)
+
+    on_loop(loop_kind, test())
+
+
 def test_a_stuck_worker_is_ended_within_its_limit_and_replaced(loop_kind: str, spool: Path) -> None:
     async def test() -> None:
         limit_s = 0.4
@@ -669,18 +688,34 @@ def test_a_worker_leaves_when_its_parent_is_killed(tmp_path: Path, child: str) -
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_a_worker_that_hears_junk_leaves_rather_than_go_deaf(tmp_path: Path) -> None:
+@pytest.fixture
+def lone_worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The real worker's end of the line in a process without an engine, which has had its first message."""
     (tmp_path / "child.py").write_text(IMPORTS + BY_PIPE)
     command = [sys.executable, "-P", str(tmp_path / "child.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-        assert child.stdin is not None
+        tell(child, encode(load_message(tmp_path)))
         assert child.stdout is not None
-        try:
-            child.stdin.write(encode(load_message(tmp_path)))
-            child.stdin.flush()
-            assert child.stdout.readline()
-            child.stdin.write(b"this is no message\n")
-            child.stdin.flush()
-            assert wait_until(lambda: child.poll() is not None, 2.0)
-        finally:
-            child.kill()
+        assert child.stdout.readline()
+        yield child
+        child.kill()
+
+
+def tell(child: subprocess.Popen[bytes], text: bytes) -> None:
+    assert child.stdin is not None
+    child.stdin.write(text)
+    child.stdin.flush()
+
+
+def test_a_worker_that_hears_junk_leaves_rather_than_go_deaf(lone_worker: subprocess.Popen[bytes]) -> None:
+    tell(lone_worker, b"this is no message\n")
+    assert wait_until(lambda: lone_worker.poll() is not None, 2.0)
+
+
+def test_a_worker_whose_parent_dies_in_the_middle_of_a_message_leaves(lone_worker: subprocess.Popen[bytes]) -> None:
+    tell(lone_worker, encode(job("draw"))[:20])
+    assert lone_worker.stdin is not None
+    assert lone_worker.stdout is not None
+    lone_worker.stdout.close()
+    lone_worker.stdin.close()
+    assert wait_until(lambda: lone_worker.poll() is not None, 2.0)
