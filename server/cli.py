@@ -13,8 +13,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
-from .settings import Settings
+from .settings import Settings, SettingsFileError
+from .weights_cli import commands as weights_commands
 
 cli = typer.Typer(
     name="flux-server",
@@ -23,10 +25,11 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+cli.add_typer(weights_commands, name="weights")
 
 NOTHING_TO_SERVE = """\
 No weights to serve. To try the server now, with small random weights: flux-server serve --demo
-With real ones: flux-server serve --weights DIR (with FLUX.1-dev and FLUX.1-Depth-dev in diffusers' layout in it)."""
+With real ones: flux-server weights pull standard --weights DIR, then flux-server serve --weights DIR"""
 
 
 def main() -> None:
@@ -105,8 +108,9 @@ def _settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         # Only places and messages: the values may be keys.
-        lines = [f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
-        _fail("\n".join(lines))
+        _fail("\n".join(f"{item['loc'][0] if item['loc'] else 'settings'}: {item['msg']}" for item in error.errors()))
+    except (SettingsError, SettingsFileError) as error:
+        _fail(str(error))
 
 
 def _check_weights(settings: Settings) -> None:

@@ -83,15 +83,15 @@ def locate(
     problems: list[str] = []
     for name, repository in repositories.items():
         channels = (in_channels or {}).get(name)
-        folder, wrong = _find(root, repository, (), partial(flux_problem, in_channels=channels))
+        folder, wrong = find_folder(root, repository, (), partial(flux_problem, in_channels=channels))
         if folder:
             models[name] = folder
         elif not wrong:
             wrong = [f"not found. {_absent(root, repository)}"]
         problems += [f"{name}: {text}" for text in wrong]
-    depth_estimator, wrong_depth = _find(root, estimator.repository, (), estimator.problem)
-    safety_concepts, wrong_concepts = _find(root, SAFETY_CONCEPTS, ("safety-concepts",), classifier_problem)
-    nsfw_detector, wrong_detector = _find(root, NSFW_DETECTOR, ("nsfw-image-detection",), classifier_problem)
+    depth_estimator, wrong_depth = find_folder(root, estimator.repository, (), estimator.problem)
+    safety_concepts, wrong_concepts = find_folder(root, SAFETY_CONCEPTS, ("safety-concepts",), classifier_problem)
+    nsfw_detector, wrong_detector = find_folder(root, NSFW_DETECTOR, ("nsfw-image-detection",), classifier_problem)
     problems += [f"depth estimator: {text}" for text in wrong_depth]
     problems += [f"safety checker: {text}" for text in (*wrong_concepts, *wrong_detector)]
     if depth_estimator is None:
@@ -111,12 +111,12 @@ def locate(
     )
 
 
-def _find(
+def find_folder(
     root: Path, repository: str, other_names: tuple[str, ...], problem_of: Callable[[Path], str | None]
 ) -> tuple[Path | None, list[str]]:
     """The first folder without a problem and no problems, or None and the problem of each folder that is there."""
     problems = []
-    for folder in _candidates(root, repository, other_names):
+    for folder in candidates(root, repository, other_names):
         problem = problem_of(folder)
         if problem is None:
             return folder, []
@@ -124,7 +124,7 @@ def _find(
     return None, problems
 
 
-def _candidates(root: Path, repository: str, other_names: tuple[str, ...]) -> Iterator[Path]:
+def candidates(root: Path, repository: str, other_names: tuple[str, ...]) -> Iterator[Path]:
     """The folders under `root` that may hold `repository` and are there, the most deliberate places first."""
     name = repository.rpartition("/")[2]
     yield from (folder for place in (name, repository, *other_names) if (folder := root / place).is_dir())

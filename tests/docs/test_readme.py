@@ -40,9 +40,11 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
 
 
 def test_every_flux_server_command_and_option_of_the_readme_exists() -> None:
-    for command, options in re.findall(r"flux-server (serve|demo|doctor|openapi)((?: --[\w-]+| [\w.…]+)*)", README):
+    for command, options in re.findall(
+        r"flux-server (serve|demo|doctor|openapi|weights \w+)((?: --[\w-]+| [\w.…/~]+)*)", README
+    ):
         help_text = subprocess.run(
-            [sys.executable, "-P", "-m", "server", command, "--help"],
+            [sys.executable, "-P", "-m", "server", *command.split(), "--help"],
             capture_output=True,
             text=True,
             check=True,

@@ -1,0 +1,29 @@
+"""What is said of a recognised file or folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Component = Literal["pipeline", "transformer", "text-encoder", "vae", "lora", "helper", "other"]
+"""pipeline: a model folder or file with everything in it. helper: depth estimator or safety checker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One thing that can be imported, or that was recognised and cannot.
+
+    path: file, or folder. form: how it is packed. what: what it is, in words. model: the catalogue's name of the model
+    that it is, or is a part of; None for anything else. precision: of most of its values.
+    loadable: whether this version can load it. why_not: the reason otherwise, and what helps.
+    """
+
+    path: Path
+    form: str
+    what: str
+    component: Component
+    model: str | None = None
+    precision: str = ""
+    loadable: bool = False
+    why_not: str = ""
