@@ -30,6 +30,11 @@ class ControlEncoder:
         self._vae, self._estimator, self._dtype = vae, estimator, dtype
         self.cache = TensorCache[Control](CACHE_BYTES, lambda c: tensor_bytes(c.latents, c.depth_map))
 
+    @property
+    def estimates(self) -> bool:
+        """Whether there is an estimator."""
+        return self._estimator is not None
+
     def depth_map(self, picture: Image.Image, width: int, height: int, *, preprocess: bool) -> DepthMap:
         """The map that steers: estimated from a photo, or `picture` itself when it already is a depth map."""
         if not preprocess:

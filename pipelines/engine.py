@@ -82,6 +82,11 @@ class Engine:
     def model_names(self) -> tuple[str, ...]:
         return tuple(self._parts.transformers)
 
+    @property
+    def estimates_depth(self) -> bool:
+        """False where no depth estimator is loaded, so that control images must be ready depth maps."""
+        return self._parts.control.estimates
+
     def generate(
         self,
         request: GenerationRequest,

@@ -72,7 +72,7 @@ class Spool:
             return None
         try:
             return SourceImage(decode_file(self.folder / INPUTS / name), key=name)
-        except (UnusablePicture, OSError) as error:
+        except UnusablePicture as error:
             raise BadRequest(f"{parameter} {error}") from error
 
     def _image(self, drawn: Drawn, generated: Generated, request: GenerationRequest, name: str) -> OutputFile:

@@ -22,7 +22,14 @@ def warm_up(engine: Engine) -> None:
     """
     for name in engine.model_names:
         request = GenerationRequest(
-            model=name, prompt="warm-up", width=SIDE, height=SIDE, steps=STEPS, guidance=3.5, seed=0
+            model=name,
+            prompt="warm-up",
+            width=SIDE,
+            height=SIDE,
+            steps=STEPS,
+            guidance=3.5,
+            seed=0,
+            preprocess=engine.estimates_depth,
         )
         gradient = Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
         control = SourceImage(gradient, key="warm-up") if MODELS[name].takes_control else None

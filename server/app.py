@@ -126,6 +126,13 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         models=served_models(settings, weights),
         demo=is_demo(weights.root),
     )
+
+    async def drain() -> None:
+        """Takes no new work, answers on, and returns when the running job is done or put back."""
+        jobs.stop_accepting()
+        await dispatcher.stop(settings.drain_limit_s)
+
+    app.state.drain = drain
     for problem in weights.problems:
         log.warning("weights", problem=problem)
     if warning := mode_warning(settings.depth_estimator, settings.depth_map_mode):
@@ -139,9 +146,8 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        jobs.stop_accepting()
+        await drain()
         await sweeper.stop()
-        await dispatcher.stop(settings.drain_limit_s)
         await worker.stop()
         await fetcher.aclose()
         database.close()

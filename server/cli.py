@@ -126,6 +126,7 @@ def _serve(settings: Settings) -> None:
     import uvicorn
 
     from .app import create_app
+    from .draining import DrainingServer
     from .logs import set_up_logs
 
     set_up_logs(settings)
@@ -134,15 +135,17 @@ def _serve(settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"flux-server: listening on {url} (ready when {url}/health/ready says so)", flush=True)
-    server = uvicorn.Server(
+    app = create_app(settings)
+    server = DrainingServer(
+        app,
         uvicorn.Config(
-            create_app(settings),
+            app,
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=max(int(settings.drain_limit_s), 1),
-        )
+            timeout_graceful_shutdown=5,
+        ),
     )
     # uvicorn raises the signal that stopped it once more when it is done; a stop that was asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from .services import services_of
+from .services import Services, services_of
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -26,7 +26,7 @@ async def ready(request: Request) -> JSONResponse:
     services = services_of(request)
     worker = services.worker
     greeting = worker.greeting
-    is_ready = worker.state in ("ready", "busy")
+    is_ready = worker.state in ("ready", "busy") and services.jobs.accepting
     body: dict[str, Any] = {
         "status": "ready" if is_ready else "not ready",
         "worker": worker.state.value,
@@ -36,6 +36,12 @@ async def ready(request: Request) -> JSONResponse:
         "queued": services.jobs.count_queued(),
         "demo_weights": services.demo,
         "problems": list(services.weights.problems),
-        "detail": None if is_ready else worker.last_words or "the models are loading",
+        "detail": None if is_ready else _why_not(services),
     }
     return JSONResponse(body, 200 if is_ready else 503)
+
+
+def _why_not(services: Services) -> str:
+    if not services.jobs.accepting:
+        return "the server is shutting down"
+    return services.worker.last_words or "the models are loading"

@@ -46,6 +46,8 @@ class ServerProcess:
         self.base = ""
 
     def start(self, *, wait_ready: bool = True) -> None:
+        if self.process is not None and self.process.stdout:
+            self.process.stdout.close()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
         environment["FLUX_WEIGHTS_DIR"] = str(self._weights)
         environment |= {f"FLUX_{name.upper()}": value for name, value in self._settings.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -9,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from server.errors import InvalidInput, MethodNotAllowed, NotFound, RequestTimeout, ServerError
+from server.errors import InsufficientStorage, InvalidInput, MethodNotAllowed, NotFound, RequestTimeout, ServerError
 
 from .segmind.models import MODELS
 from .segmind.replies import error_body
@@ -26,8 +28,10 @@ def install(app: FastAPI) -> None:
 async def refuse(request: Request, error: Exception) -> Response:
     """The reply to a failed request. Nothing of an unexpected error's text leaves the server; the log has it."""
     failure = _as_server_error(request, error)
-    if failure.http_status >= 500:
+    if failure.http_status >= 500 and not isinstance(error, ServerError):
         log.error("request failed", path=request.url.path, status=failure.http_status, exc_info=error)
+    elif failure.http_status >= 500:  # raised on purpose: the message says it all
+        log.warning("request failed", path=request.url.path, status=failure.http_status, reason=failure.message)
     else:
         log.info("request refused", path=request.url.path, status=failure.http_status, reason=failure.message)
     body = error_body(failure.message, _details(request, failure))
@@ -37,6 +41,8 @@ async def refuse(request: Request, error: Exception) -> Response:
 def _as_server_error(request: Request, error: Exception) -> ServerError:
     if isinstance(error, ServerError):
         return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InsufficientStorage(retry_after_s=60)
     if isinstance(error, ClientDisconnect):
         return RequestTimeout("The connection was closed before the whole body had come.")
     if isinstance(error, HTTPException) and error.status_code == 404:

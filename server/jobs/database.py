@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+from server.errors import Unavailable
 
 from .sqlite_store import SqliteStore
 from .store import JobStore
@@ -34,10 +37,15 @@ class JobDatabase:
     async def write(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs one of `writer`'s methods in the writing thread.
 
-        Shielded: a caller that goes away does not take back what is being committed.
+        Shielded: a caller that goes away does not take back what is being committed. Raises InsufficientStorage on a
+        full disk and Unavailable where the database cannot be written for another reason that may pass.
         """
         work = partial(method, *args, **kwargs)
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+        try:
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+        except sqlite3.OperationalError as error:
+            text = "The server's job database cannot be written at the moment. Try again."
+            raise Unavailable(text, retry_after_s=10) from error
 
     @property
     def writer(self) -> JobStore:

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
@@ -18,6 +19,7 @@ from server.errors import (
     OutOfMemory,
     SafetyBlocked,
     ServerError,
+    Unavailable,
     WaitTimeout,
     WorkerCrashed,
 )
@@ -48,6 +50,9 @@ ERRORS: dict[str, type[ServerError]] = {
 }
 """What a worker's failure kind means to the client."""
 
+SAID_TO_CLIENTS = frozenset({"input", "safety", "not_finite"})
+"""Failure kinds whose text the engine wrote for the client."""
+
 
 class Dispatcher:
     def __init__(
@@ -76,7 +81,12 @@ class Dispatcher:
         self._task = asyncio.create_task(self._dispatch(), name="dispatcher")
 
     async def stop(self, drain_limit_s: float) -> None:
-        """Lets the running job finish within the limit, else stops it at a step and puts it back in the queue."""
+        """Lets the running job finish within the limit, else stops it at a step and puts it back in the queue.
+
+        Calls that block on a job are then answered: nobody would wait for it after the restart.
+        """
+        if self._stopping:
+            return
         self._stopping = True
         self._service.arrived.set()
         assert self._task is not None
@@ -89,6 +99,9 @@ class Dispatcher:
         await asyncio.gather(self._task, return_exceptions=True)
         if self._endings:
             await asyncio.wait(self._endings, timeout=STOP_LIMIT_S)
+        with suppress(ServerError):  # else the next start does it
+            for job in await self._database.write(self._database.writer.recover, now=time.time()):
+                self._service.settled(job)
 
     async def _dispatch(self) -> None:
         while not self._stopping:
@@ -147,7 +160,10 @@ class Dispatcher:
             ending = self._ending(State.CANCELLED, watch, queue_s, outcome.compute_s)
             await self._finish(job, ending)
         else:
-            error = ERRORS.get(outcome.kind, ModelFailed)(outcome.message)
+            kind = ERRORS.get(outcome.kind, ModelFailed)
+            # Only what was said for the client's eyes goes out; the rest can hold paths and is in the log.
+            error = kind(outcome.message) if outcome.kind in SAID_TO_CLIENTS else kind()
+            log.warning("job failed in the worker", job=job.id, kind=outcome.kind, reason=outcome.message)
             await self._fail(job, watch, queue_s, outcome.compute_s, error)
 
     async def _succeed(self, job: Job, watch: Watch, queue_s: float, done: Done) -> None:
@@ -207,7 +223,7 @@ class Dispatcher:
         while True:
             try:
                 return await self._database.write(method, *args, **kwargs)
-            except (sqlite3.Error, InsufficientStorage):
+            except (sqlite3.Error, InsufficientStorage, Unavailable):
                 if self._stopping:
                     raise
                 log.exception("the job store cannot be written; it is tried again")

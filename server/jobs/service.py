@@ -99,6 +99,10 @@ class JobService:
             watch.cancel_requested = True
             self.on_cancel(job.id)
 
+    @property
+    def accepting(self) -> bool:
+        return self._accepting
+
     def stop_accepting(self) -> None:
         self._accepting = False
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -165,6 +166,14 @@ def _serve(wire: Wire, engine: Engine, spool: Spool) -> None:
         if isinstance(message, Run):
             _run(wire, engine, spool, message)
             wire.forget(message)
+            _trim_heap()
+
+
+def _trim_heap() -> None:
+    """Gives freed memory back: small tensors that the caches keep would else pin the large freed ones around them."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # musl has no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _run(wire: Wire, engine: Engine, spool: Spool, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from typing import Any
 
 import pytest
@@ -131,6 +132,19 @@ def test_tiny_control_images_work(server: Any) -> None:
 def test_urls_that_point_inward_are_400(server: Any) -> None:
     for url in (f"{server.base}/health/live", "http://127.0.0.1:1/x.png", "http://169.254.169.254/latest"):
         refused(server.post("/v2/flux-depth-dev", json={"prompt": "x", "control_image": url}), 400, "Invalid image URL")
+
+
+@pytest.mark.parametrize("url", ["http://[", "https://[::1", "http://]/x.png", "http://\u2100.example/x", "https://"])
+def test_broken_urls_are_400(server: Any, url: str) -> None:
+    body = {"prompt": "x", "control_image": url}
+    refused(server.post("/v2/flux-depth-dev", json=body), 400, "Invalid image URL")
+
+
+def test_a_json_body_of_very_many_values_is_400_at_once(server: Any) -> None:
+    content = b'{"prompt": "x", "junk": [' + b"[]," * 5_000_000 + b"0]}"
+    start = time.monotonic()
+    refused(server.post("/v2/flux-dev", content=content, headers={"content-type": "application/json"}), 400, "too many")
+    assert time.monotonic() - start < 5
 
 
 def test_another_keys_request_is_404(server: Any) -> None:

@@ -153,6 +153,22 @@ def test_without_classifiers_the_server_says_so_and_does_not_pretend(
         assert reply.json()["safety"]["check"] == "unavailable"
 
 
+def test_without_a_depth_estimator_only_ready_depth_maps_are_taken(
+    run_server: Any, demo_weights: Path, tmp_path: Path, small_photo: bytes
+) -> None:
+    weights = copy_of(demo_weights, tmp_path / "weights")
+    shutil.rmtree(weights / "depth-anything-large-hf")
+    form = {"prompt": "x", "num_inference_steps": "1", "megapixels": "match_input"}
+    with run_server(weights_dir=str(weights)) as server:
+        photo = server.post("/v1/flux-depth-dev", data=form, files={"control_image": small_photo})
+        assert photo.status_code == 400
+        assert "preprocess=false" in photo.json()["error"]
+        ready = server.post(
+            "/v1/flux-depth-dev", data={**form, "preprocess": "false"}, files={"control_image": small_photo}
+        )
+        assert open_picture(ready.content).size == (288, 192)
+
+
 @pytest.fixture(scope="module")
 def upsampler(tmp_path_factory: Any) -> Path:
     """A tiny random causal language model with a byte-level tokenizer, in transformers' layout."""

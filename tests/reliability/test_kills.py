@@ -146,6 +146,23 @@ def test_sigterm_lets_the_running_job_finish_and_keeps_the_rest(run_server: Any)
         assert all("retry_count" not in result["metrics"] for result in results)
 
 
+def test_a_draining_server_answers_polls_and_refuses_new_work(run_server: Any) -> None:
+    with run_server() as server:
+        request_id = server.submit("flux-dev", {**SLOW, "samples": 2})
+        until_drawing(server, request_id)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: server.get("/health/ready").status_code == 503, 2, "the stop is seen")
+        refused = server.post("/v2/flux-dev", json={"prompt": "x"})
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) > 0
+        assert server.status(request_id)["status"] == "PROCESSING"
+        assert server.process.wait(60) == 0
+        server.start(wait_ready=False)
+        done = server.get(f"/v2/requests/{request_id}").json()
+        assert done["status"] == "COMPLETED"
+        assert "retry_count" not in done["metrics"]
+
+
 def test_a_second_server_on_the_same_data_folder_is_refused(run_server: Any, demo_weights: Any) -> None:
     import subprocess
     import sys

@@ -30,6 +30,14 @@ MAX_FIELDS = 200
 """Text parts in one multipart body, and pairs in one urlencoded body."""
 
 
+MAX_JSON_MARKS = 100_000
+"""Commas and opening brackets in a JSON body. Parsing a body that is made of little else holds the event loop for many
+seconds and takes a hundred times its size."""
+
+MAX_PERCENT_CODES = 2_000_000
+"""Percent codes in an urlencoded body. Base64 of the largest picture has some 900,000; each costs 150 bytes to undo."""
+
+
 async def read_body(request: Request, *, max_bytes: int) -> dict[str, Any]:
     """The request's parameters: JSON values, or text for a form's fields and bytes for its files.
 
@@ -80,6 +88,8 @@ def _utf8(raw: bytes) -> str:
 
 
 def _json(text: str) -> dict[str, Any]:
+    if sum(map(text.count, ",[{")) > MAX_JSON_MARKS:
+        raise InvalidInput("The JSON body holds too many values.")
     try:
         body = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
@@ -96,6 +106,8 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _urlencoded(text: str) -> dict[str, Any]:
+    if text.count("%") > MAX_PERCENT_CODES:
+        raise InvalidInput("The form holds too many percent codes; send a large picture as JSON or multipart.")
     try:
         return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS))
     except UnicodeDecodeError:

@@ -112,7 +112,10 @@ def check_disk(services: Services) -> None:
 
 def _own_file(url: str, base: str, services: Services) -> Path | None:
     """The published file that a URL of this very server names."""
-    own, asked = urlsplit(base), urlsplit(url)
+    try:
+        own, asked = urlsplit(base), urlsplit(url)
+    except ValueError:  # half an IPv6 address, odd characters: the fetcher says what is wrong with the URL
+        return None
     folder = f"{own.path}/files/"
     if asked.netloc.lower() != own.netloc.lower() or not asked.path.startswith(folder):
         return None
@@ -125,6 +128,11 @@ def _check_available(services: Services, call: SegmindCall) -> None:
         raise NotFound(
             f"Model {call.slug} is not available here: the weights of {call.engine_model} are not on its disk."
             f" Available here: {', '.join(services.models) or 'none'}."
+        )
+    if call.control_image is not None and call.preprocess and services.weights.depth_estimator is None:
+        raise InvalidInput(
+            "This server has no depth estimator: pass a ready depth map as control_image, and preprocess=false.",
+            parameter="preprocess",
         )
 
 
