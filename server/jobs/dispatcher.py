@@ -174,6 +174,8 @@ class Dispatcher:
             log.exception("result could not be published", job=job.id)
             await self._fail(job, watch, queue_s, done.compute_s, ModelFailed("The result could not be saved."))
             return
+        if result.notes.get("unseen_tokens"):
+            log.warning("prompt longer than the model reads", job=job.id, unseen_tokens=result.notes["unseen_tokens"])
         ending = self._ending(State.SUCCEEDED, watch, queue_s, done.compute_s)
         await self._finish(job, replace(ending, result=result))
 

@@ -152,6 +152,19 @@ def test_a_waiting_request_has_empty_metrics_and_no_output(server: Any) -> None:
         server.finish(request_id)
 
 
+def test_the_status_of_a_running_request_shows_its_steps(server: Any) -> None:
+    request_id = server.submit("flux-dev", {"prompt": "x", "steps": 20, "samples": 2})
+    seen = []
+    while (status := server.status(request_id))["status"] != "COMPLETED":
+        assert status["metrics"] == {}
+        if "progress" in status:
+            seen.append(status["progress"]["step"])
+            assert status["progress"]["steps"] == 40
+            assert status["progress"]["seconds_per_step"] > 0
+    assert len(seen) > 3
+    assert seen == sorted(seen)
+
+
 @pytest.mark.parametrize("value", ["", "not-an-id", "%00", "00000000-0000-0000-0000-000000000000", "x" * 3000])
 def test_unknown_requests_are_404_on_all_three_addresses(server: Any, value: str) -> None:
     for path in (f"/v2/requests/{value}/status", f"/v2/requests/{value}", f"/v1/requests/{value}"):

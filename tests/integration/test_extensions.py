@@ -213,6 +213,7 @@ def test_a_prompt_that_is_too_long_is_told(server: Any) -> None:
     reply = server.post("/v1/flux-dev", json={**QUICK, "prompt": "fox " * 700})
     assert int(reply.headers["x-prompt-unseen-tokens"]) > 0
     assert reply.json()["prompt_unseen_tokens"] == int(reply.headers["x-prompt-unseen-tokens"])
+    assert "prompt longer than the model reads" in server.log()
 
 
 def save_lora(path: Path, width: int = 32, input_width: int | None = None) -> None:

@@ -77,7 +77,8 @@ for _slug, _model in MODELS.items():
 async def status(request: Request, request_id: str) -> Response:
     services = services_of(request)
     job = _find(request, services, request_id)
-    body = replies.status_body(job, public_base(request, services.settings), _balance(request, services))
+    base, balance = public_base(request, services.settings), _balance(request, services)
+    body = replies.status_body(job, base, balance, services.jobs.progress(job.id))
     return JSONResponse(body, replies.status_code(job))
 
 
