@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: venv demo test check format lock openapi bench
+.PHONY: venv demo test check format lock openapi bench latency
 
 venv: .venv/.installed
 
@@ -36,6 +36,10 @@ format: venv
 # What the server adds to the bare engine, measured side by side.
 bench: venv
 	$(BIN)/python -P benchmarks/overhead.py
+
+# Full-size random weights on a CUDA card, beside stock diffusers in the same run.
+latency: venv
+	$(BIN)/python benchmarks/latency.py --weights random --output benchmarks/results/latency-$$(date +%F).json
 
 # The API's description, checked in so that changes to it are seen.
 openapi: venv
