@@ -128,6 +128,12 @@ class Settings(BaseSettings):
             raise ValueError("should give each name an amount in USD, at least 0")
         return value
 
+    @field_validator("no_credits_status_v2", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        """The environment gives text, which a Literal of numbers does not take."""
+        return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
     @field_validator("trusted_proxies")
     @classmethod
     def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -186,3 +186,11 @@ def test_a_blocking_call_that_takes_too_long_is_504_and_its_job_is_cancelled(run
         refused(late, 504, "0.3 s", "/v2")
         assert server.finish(server.submit("flux-dev", {"prompt": "x", "steps": 1}))["status"] == "COMPLETED"
         assert "state=cancelled" in server.log()
+
+
+def test_v2_can_say_402_when_credits_are_short(run_server: Any) -> None:
+    credits = f'{{"{POOR_KEY}": 0.001}}'
+    with run_server(wait_ready=False, api_keys=POOR_KEY, credits=credits, no_credits_status_v2="402") as server:
+        body = {"prompt": "x", "steps": 1}
+        refused(server.post("/v2/flux-dev", key=POOR_KEY, json=body), 402, "Insufficient credits")
+        refused(server.post("/v1/flux-dev", key=POOR_KEY, json=body), 406, "Insufficient credits")
