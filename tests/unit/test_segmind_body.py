@@ -88,9 +88,14 @@ def test_json_that_is_no_object_is_refused(body: bytes) -> None:
     assert refusal(JSON, body).startswith("The JSON body should be an object")
 
 
-@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"a":' * 200_000, b'{"prompt": ' + b"[" * 200_000])
+@pytest.mark.parametrize("body", [b"[" * 90_000, b'{"a":' * 90_000, b'{"prompt": ' + b"[" * 90_000])
 def test_deeply_nested_json_is_refused(body: bytes) -> None:
     assert refusal(JSON, body) == "The JSON body is nested too deeply."
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_001, b'{"a": [' + b"[]," * 60_000 + b"0]}"])
+def test_json_of_very_many_values_is_refused_unread(body: bytes) -> None:
+    assert refusal(JSON, body) == "The JSON body holds too many values."
 
 
 def test_a_number_beyond_floats_is_left_to_the_parameter() -> None:
