@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: venv demo test check format lock openapi bench latency
+.PHONY: venv demo test soak check format lock openapi bench latency
 
 venv: .venv/.installed
 
@@ -21,6 +21,10 @@ demo: venv
 
 test: venv
 	$(BIN)/python -P -m pytest $(TEST_ARGS)
+
+# The proofs that take longer than a change can wait for: the full figures of the reliability tests.
+soak: venv
+	$(BIN)/python -P -m pytest -m soak --timeout=7200 $(TEST_ARGS)
 
 check: venv
 	$(BIN)/ruff format --check .
