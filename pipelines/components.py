@@ -1,23 +1,32 @@
-"""Loading diffusers' components from folders on disk, offline, each shared part once.
+"""Loading diffusers' components from disk, offline, each shared part once.
 
 FLUX.1-dev and FLUX.1-Depth-dev have the same T5, CLIP and VAE; only the transformers differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-from transformers.utils import logging as transformers_logging
+
+from weights.sources import ModelSources
 
 from .control import ControlEncoder
 from .depth import load_estimator
 from .depth_catalogue import DEFAULT_ESTIMATOR, MapMode
 from .init_image import InitEncoder
+from .loading import (
+    load_clip,
+    load_clip_tokenizer,
+    load_scheduler_config,
+    load_t5,
+    load_t5_tokenizer,
+    load_transformer,
+    load_vae,
+)
 from .lora.depth import PUBLISHED_SCALE, depth_from_lora
 from .lora.shelf import LoraShelf
 from .models import FLUX_DEPTH_DEV, FLUX_DEV
@@ -31,12 +40,13 @@ LORA_CACHE_BYTES = 4 * 1024**3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folders:
-    """Where everything lies on disk. models: at least one, by model name, in diffusers' layout.
+    """Where everything lies on disk. models: at least one, by model name: a folder in diffusers' layout, or the sources
+    of its components one by one.
 
     depth_lora: the control LoRA's file that makes a depth model of the dev model, where FLUX.1-Depth-dev is not there.
     """
 
-    models: dict[str, Path]
+    models: Mapping[str, Path | ModelSources]
     depth_estimator: Path | None = None
     safety_concepts: Path | None = None
     nsfw_detector: Path | None = None
@@ -86,17 +96,18 @@ def load_components(
     depth_estimator: str = DEFAULT_ESTIMATOR,
     depth_map_mode: MapMode | None = None,
 ) -> Components:
-    """Loads what `folders` names. Nothing is looked up on a network. Raises OSError for a folder that lacks a file.
+    """Loads what `folders` names. Nothing is looked up on a network. Raises OSError for a folder that lacks a file
+    and UnusableWeights for weights that cannot be loaded.
 
     depth_estimator: name of the estimator in folders.depth_estimator; depth_map_mode: None takes its own.
     """
-    transformers_logging.disable_progress_bar()
-    shared = next(iter(folders.models.values()))
-    vae = _load(AutoencoderKL, shared / "vae", device, dtype)
+    models = {name: _sources(place) for name, place in folders.models.items()}
+    shared = next(iter(models.values()))
+    vae = load_vae(shared.vae, device=device, dtype=dtype)
     estimator = None
     if folders.depth_estimator:
         estimator = load_estimator(depth_estimator, folders.depth_estimator, device, depth_map_mode)
-    transformers = _load_transformers(folders, device, dtype)
+    transformers = _load_transformers(folders, models, device, dtype)
     return Components(
         device=device,
         dtype=dtype,
@@ -104,7 +115,7 @@ def load_components(
         vae=vae,
         control=ControlEncoder(vae, estimator, dtype=dtype),
         init=InitEncoder(vae, dtype=dtype),
-        scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(shared / "scheduler", local_files_only=True),
+        scheduler_config=load_scheduler_config(shared.scheduler),
         transformers=transformers,
         shelves=_shelves(transformers, folders.loras),
         safety=load_safety_checker(folders.safety_concepts, folders.nsfw_detector, device),
@@ -112,10 +123,15 @@ def load_components(
     )
 
 
-def _load_transformers(folders: Folders, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _sources(place: Path | ModelSources) -> ModelSources:
+    return ModelSources.in_folder(place) if isinstance(place, Path) else place
+
+
+def _load_transformers(
+    folders: Folders, models: Mapping[str, ModelSources], device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
     transformers = {
-        name: _load(FluxTransformer2DModel, folder / "transformer", device, dtype)
-        for name, folder in folders.models.items()
+        name: load_transformer(sources.transformer, device=device, dtype=dtype) for name, sources in models.items()
     }
     if folders.depth_lora and FLUX_DEPTH_DEV.name not in transformers:
         dev = transformers[FLUX_DEV.name]
@@ -129,17 +145,12 @@ def _shelves(transformers: dict[str, Any], folder: Path | None) -> dict[str, Lor
     return {name: LoraShelf(model, folder, max_bytes=LORA_CACHE_BYTES) for name, model in transformers.items()}
 
 
-def _load(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+def _load_text(sources: ModelSources, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     return TextEncoder(
-        CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        _load(CLIPTextModel, folder / "text_encoder", device, dtype),
-        T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True),
-        _load(T5EncoderModel, folder / "text_encoder_2", device, dtype),
+        load_clip_tokenizer(sources.clip_tokenizer),
+        load_clip(sources.clip, device=device, dtype=dtype),
+        load_t5_tokenizer(sources.t5_tokenizer),
+        load_t5(sources.t5, device=device, dtype=dtype),
         device=device,
         dtype=dtype,
     )

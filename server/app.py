@@ -156,7 +156,7 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
 def _load_message(settings: Settings, weights: Located, spool: Path) -> Load:
     return Load(
         version=PROTOCOL_VERSION,
-        models={name: str(folder.resolve()) for name, folder in weights.models.items()},
+        models={name: sources.to_json() for name, sources in weights.models.items()},
         depth_estimator=_resolved(weights.depth_estimator),
         depth_estimator_name=settings.depth_estimator,
         depth_map_mode=settings.depth_map_mode,

@@ -133,8 +133,8 @@ def _weights(settings: Settings) -> Iterator[Finding]:
     from .app import find_weights
 
     found = find_weights(settings)
-    for name, folder in found.models.items():
-        yield Finding(name="weights", state="good", text=f"{name} in {folder}")
+    for name, sources in found.models.items():
+        yield Finding(name="weights", state="good", text=f"{name} in {sources.home}")
     for problem in found.problems:
         state: Literal["warn", "bad"] = "warn" if found.models or settings.weights_dir is None else "bad"
         yield Finding(name="weights", state=state, text=problem)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from .completeness import classifier_problem, flux_problem
+from .sources import ModelSources
 
 DEPTH_ESTIMATOR = "LiheYoung/depth-anything-large-hf"
 SAFETY_CONCEPTS = "CompVis/stable-diffusion-safety-checker"
@@ -45,21 +46,21 @@ class WeightsMissing(LookupError):
 class Located:
     """What was found under `root`.
 
-    models: folder of each usable model, in diffusers' layout, by model name.
+    models: where each usable model's components lie, by model name.
     depth_estimator: folder of the wanted one. safety_concepts, nsfw_detector: folders in transformers' layout. None
         where absent or incomplete.
     problems: one sentence for each thing that was asked for or begun and cannot be used.
     """
 
     root: Path
-    models: dict[str, Path]
+    models: dict[str, ModelSources]
     depth_estimator: Path | None
     safety_concepts: Path | None
     nsfw_detector: Path | None
     problems: tuple[str, ...]
 
-    def folder(self, name: str) -> Path:
-        """The folder of model `name`. Raises WeightsMissing, with that model's problems, where it is not usable."""
+    def sources(self, name: str) -> ModelSources:
+        """Those of model `name`. Raises WeightsMissing, with that model's problems, where it is not usable."""
         if name in self.models:
             return self.models[name]
         reasons = (problem for problem in self.problems if problem.startswith(f"{name}: "))
@@ -79,13 +80,13 @@ def locate(
     A control model is listed, with a problem, also where the depth estimator is not: it still takes ready depth maps.
     Where nothing is found, the result is empty and its problems say why. Raises OSError where `root` cannot be read.
     """
-    models: dict[str, Path] = {}
+    models: dict[str, ModelSources] = {}
     problems: list[str] = []
     for name, repository in repositories.items():
         channels = (in_channels or {}).get(name)
         folder, wrong = find_folder(root, repository, (), partial(flux_problem, in_channels=channels))
         if folder:
-            models[name] = folder
+            models[name] = ModelSources.in_folder(folder)
         elif not wrong:
             wrong = [f"not found. {_absent(root, repository)}"]
         problems += [f"{name}: {text}" for text in wrong]

@@ -20,15 +20,15 @@ PROTOCOL_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Load these folders and warm up. Answered by Ready or Fatal.
+    """Load these weights and warm up. Answered by Ready or Fatal.
 
-    models: folder by model name; the other folders are None where there is nothing to load.
+    models: `weights.sources.ModelSources` as JSON, by model name; the folders are None where there is nothing to load.
     depth_estimator_name, depth_map_mode: as in `pipelines.depth_catalogue`; the mode may be "auto".
     metadata: write into each picture how it was made.
     """
 
     version: int
-    models: dict[str, str]
+    models: dict[str, dict[str, Any]]
     depth_estimator: str | None
     depth_estimator_name: str
     depth_map_mode: str

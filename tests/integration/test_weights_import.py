@@ -16,6 +16,7 @@ from weights.headers import Broken, read_gguf
 from weights.importing import Found, Linked, linked_single_files, recognise, take_in
 from weights.locate import locate
 from weights.receipt import read_receipt
+from weights.sources import ModelSources
 from weights.verify import verify
 
 T5 = "text_encoder_2/model.safetensors"
@@ -231,7 +232,9 @@ def test_a_diffusers_folder_is_linked_and_found(
     linked = take_in(root, known, found)
     model = known.models[name]
     assert linked == Linked(found, root / model.folder_name)
-    assert locate(root, {name: model.repository}, {name: channels}).models == {name: root / model.folder_name}
+    assert locate(root, {name: model.repository}, {name: channels}).models == {
+        name: ModelSources.in_folder(root / model.folder_name)
+    }
     assert (root / model.folder_name / T5).is_symlink()
     assert not (root / model.folder_name / "flux1-dev.safetensors").exists()
     assert not (root / model.folder_name / "transformer/old.bin").exists()

@@ -17,6 +17,7 @@ from pipelines.depth_catalogue import DEFAULT_ESTIMATOR, ESTIMATORS, UnknownEsti
 from server.app import _load_message, create_app, find_weights
 from server.settings import Settings
 from weights.locate import WantedEstimator, locate
+from weights.sources import ModelSources
 
 HELPER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 FLUX_FILES = ("transformer/diffusion_pytorch_model", "text_encoder/model", "text_encoder_2/model")
@@ -159,7 +160,7 @@ def test_a_control_model_without_its_estimator_says_which_file_to_fetch(tmp_path
     (model / "transformer/config.json").write_text('{"in_channels": 128}')
     wanted = WantedEstimator("lllyasviel/Annotators", ("res101.pth",))
     found = locate(tmp_path, {"depth": "x/m"}, {"depth": 128}, estimator=wanted)
-    assert found.models == {"depth": model}
+    assert found.models == {"depth": ModelSources.in_folder(model)}
     (problem,) = found.problems
     assert problem.startswith("depth: takes ready depth maps only")
     assert f"hf download lllyasviel/Annotators res101.pth --local-dir {tmp_path / 'Annotators'}" in problem

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from weights.locate import Located, WeightsMissing, locate
+from weights.sources import ModelSources
 
 REPOSITORIES = {"flux-dev": "black-forest-labs/FLUX.1-dev", "flux-depth-dev": "black-forest-labs/FLUX.1-Depth-dev"}
 IN_CHANNELS = {"flux-dev": 64, "flux-depth-dev": 128}
@@ -70,8 +71,8 @@ def only_problem(root: Path, model: str = "flux-dev") -> str:
 def test_a_model_is_found_where_it_usually_lies(tmp_path: Path, place: str) -> None:
     folder = flux(tmp_path / place)
     found = look(tmp_path)
-    assert found.models == {"flux-dev": folder}
-    assert found.folder("flux-dev") == folder
+    assert found.models == {"flux-dev": ModelSources.in_folder(folder)}
+    assert found.sources("flux-dev") == ModelSources.in_folder(folder)
     assert found.root == tmp_path
 
 
@@ -115,7 +116,7 @@ def test_either_form_of_a_tokenizer_s_vocabulary_will_do(tmp_path: Path) -> None
     for name in ("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer_2/tokenizer.json"):
         (folder / name).unlink()
     write_files(folder, ("tokenizer/tokenizer.json", "tokenizer_2/spiece.model"))
-    assert look(tmp_path).models == {"flux-dev": folder}
+    assert look(tmp_path).models == {"flux-dev": ModelSources.in_folder(folder)}
 
 
 def shard(folder: Path, part: str, stem: str) -> list[Path]:
@@ -131,7 +132,7 @@ def shard(folder: Path, part: str, stem: str) -> list[Path]:
 def test_every_shard_that_the_index_names_must_be_there(tmp_path: Path, part: str, stem: str) -> None:
     folder = flux(tmp_path / "FLUX.1-dev")
     shards = shard(folder, part, stem)
-    assert look(tmp_path).models == {"flux-dev": folder}
+    assert look(tmp_path).models == {"flux-dev": ModelSources.in_folder(folder)}
     shards[1].unlink()
     assert f"{part}/{stem}-00002-of-00002.safetensors is missing" in only_problem(tmp_path)
 
@@ -169,7 +170,7 @@ def test_another_model_s_transformer_is_a_problem(tmp_path: Path) -> None:
 
 def test_channels_are_checked_only_where_they_are_expected(tmp_path: Path) -> None:
     folder = flux(tmp_path / "FLUX.1-dev", in_channels=384)
-    assert locate(tmp_path, REPOSITORIES).models == {"flux-dev": folder}
+    assert locate(tmp_path, REPOSITORIES).models == {"flux-dev": ModelSources.in_folder(folder)}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\udcff"])
@@ -199,7 +200,7 @@ def test_asking_for_a_missing_model_raises_with_its_own_problems(tmp_path: Path)
     (flux(tmp_path / "FLUX.1-Depth-dev", in_channels=128) / "vae/config.json").unlink()
     (helper(tmp_path / "safety-concepts") / "config.json").unlink()
     with pytest.raises(WeightsMissing, match=r"vae/config\.json is missing") as raised:
-        look(tmp_path).folder("flux-depth-dev")
+        look(tmp_path).sources("flux-depth-dev")
     assert "safety" not in str(raised.value)
 
 
@@ -207,7 +208,7 @@ def test_a_complete_folder_counts_before_an_incomplete_one(tmp_path: Path) -> No
     (flux(tmp_path / "FLUX.1-dev") / "vae/config.json").unlink()
     complete = flux(tmp_path / "black-forest-labs/FLUX.1-dev")
     found = look(tmp_path)
-    assert found.models == {"flux-dev": complete}
+    assert found.models == {"flux-dev": ModelSources.in_folder(complete)}
     assert not any(problem.startswith("flux-dev") for problem in found.problems)
 
 
@@ -216,12 +217,12 @@ def test_of_several_revisions_the_one_of_main_counts_and_then_the_newest(tmp_pat
     revisions = {name: flux(cache / "snapshots" / name) for name in ("aaa", "bbb", "ccc")}
     for age, folder in enumerate(revisions.values()):
         os.utime(folder, (1_000_000 - age, 1_000_000 - age))
-    assert look(tmp_path).folder("flux-dev") == revisions["aaa"]
+    assert look(tmp_path).sources("flux-dev").home == revisions["aaa"]
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text("ccc")
-    assert look(tmp_path).folder("flux-dev") == revisions["ccc"]
+    assert look(tmp_path).sources("flux-dev").home == revisions["ccc"]
     shutil.rmtree(revisions["ccc"] / "vae")
-    assert look(tmp_path).folder("flux-dev") == revisions["aaa"]
+    assert look(tmp_path).sources("flux-dev").home == revisions["aaa"]
 
 
 def test_a_link_to_a_blob_that_was_never_downloaded_is_a_missing_file(tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_a_link_to_a_blob_that_was_never_downloaded_is_a_missing_file(tmp_path: 
 def test_a_control_model_without_the_depth_estimator_is_listed_with_a_problem(tmp_path: Path) -> None:
     folder = flux(tmp_path / "FLUX.1-Depth-dev", in_channels=128)
     found = look(tmp_path)
-    assert found.models == {"flux-depth-dev": folder}
+    assert found.models == {"flux-depth-dev": ModelSources.in_folder(folder)}
     (problem,) = (problem for problem in found.problems if problem.startswith("flux-depth-dev: "))
     assert "LiheYoung/depth-anything-large-hf" in problem
 

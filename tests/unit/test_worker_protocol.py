@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -29,6 +30,7 @@ from server.worker.protocol import (
     result_of,
     run_message,
 )
+from weights.sources import ModelSources
 
 ODD_TEXT = 'line\nbreak\r\n\u2028\x00 "quoted" \\ ü 🐈 \ud800'
 
@@ -41,7 +43,12 @@ def filled(kind: type[Any], **given: Any) -> Any:
 
 
 MESSAGES = [
-    filled(Load, models={"flux-dev": "/w/dev"}, depth_estimator="/w/depth", device="cuda:1"),
+    filled(
+        Load,
+        models={"flux-dev": ModelSources.in_folder(Path("/w/dev")).to_json()},
+        depth_estimator="/w/depth",
+        device="cuda:1",
+    ),
     filled(Load, models={}, depth_estimator=None, spool=ODD_TEXT),
     Run(job="a", attempt=3, request={"prompt": ODD_TEXT, "steps": 4, "nested": {"list": [1, 2.5, None, True]}}),
     Cancel(job="a", attempt=3),

@@ -32,6 +32,7 @@ from weights.licence import record_acceptance
 from weights.locate import locate
 from weights.pull import Pulled, pull
 from weights.receipt import read_receipt
+from weights.sources import ModelSources
 from weights.verify import note_damage, verify
 
 MIB = 1 << 20
@@ -110,7 +111,7 @@ def test_a_pull_fetches_what_is_loaded_and_nothing_else(here: Any) -> None:
     assert pulled.downloaded_bytes == sum(len(published[path]) for path in LOADED) == here.progress.done
     assert here.progress.total == here.progress.done
     found = locate(here.root, {"flux-dev": "black-forest-labs/FLUX.1-dev"}, {"flux-dev": 64})
-    assert found.models == {"flux-dev": folder}
+    assert found.models == {"flux-dev": ModelSources.in_folder(folder)}
     check = verify(here.known.models["flux-dev"], folder, full=True)
     assert check.good
     assert {file.state for file in check.files} == {"good"}
