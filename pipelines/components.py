@@ -29,6 +29,12 @@ from .loading import (
 )
 from .lora.depth import PUBLISHED_SCALE, depth_from_lora
 from .lora.shelf import LoraShelf
+from .memory.footprint import Footprint, Precision
+from .memory.measure import measure
+from .memory.placement import settle
+from .memory.plans import RESIDENT, Recipe
+from .memory.precision import hold_in
+from .memory.residency import Residency
 from .models import FLUX_DEPTH_DEV, FLUX_DEV
 from .safety import SafetyChecker, load_safety_checker
 from .text import TextEncoder
@@ -72,20 +78,17 @@ class Components:
     """LoRAs by model name; empty where no folder is configured."""
     safety: SafetyChecker | None = None
     upsampler: PromptUpsampler | None = None
+    residency: Residency = field(default_factory=Residency)
+    recipe: Recipe = RESIDENT
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device to compute on. "auto" takes a CUDA card where there is one."""
+    """The device to compute on. "auto" takes a CUDA card where there is one, else Apple's GPU, else the CPU."""
     if name != "auto":
         return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 on a card, float32 on the CPU, unless named. float16 is not offered: FLUX overflows in it."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def load_components(
@@ -93,46 +96,87 @@ def load_components(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    recipe: Recipe = RESIDENT,
     depth_estimator: str = DEFAULT_ESTIMATOR,
     depth_map_mode: MapMode | None = None,
 ) -> Components:
     """Loads what `folders` names. Nothing is looked up on a network. Raises OSError for a folder that lacks a file
     and UnusableWeights for weights that cannot be loaded.
 
-    depth_estimator: name of the estimator in folders.depth_estimator; depth_map_mode: None takes its own.
+    recipe: what is held where, from a memory plan. depth_estimator: name of the estimator in folders.depth_estimator;
+    depth_map_mode: None takes its own.
     """
-    models = {name: _sources(place) for name, place in folders.models.items()}
+    host = torch.device("cpu")
+    place = {"stay": device}
+    models = {name: sources_of(where) for name, where in folders.models.items()}
     shared = next(iter(models.values()))
+    residency = Residency()
+    helpers = place.get(recipe.helpers, host)
     vae = load_vae(shared.vae, device=device, dtype=dtype)
     estimator = None
     if folders.depth_estimator:
-        estimator = load_estimator(depth_estimator, folders.depth_estimator, device, depth_map_mode)
-    transformers = _load_transformers(folders, models, device, dtype)
-    return Components(
+        estimator = load_estimator(depth_estimator, folders.depth_estimator, helpers, depth_map_mode)
+    transformers = _load_transformers(folders, models, place.get(recipe.transformers, host), dtype, recipe.precision)
+    clip = load_clip(shared.clip, device=place.get(recipe.text, host), dtype=dtype)
+    t5 = load_t5(shared.t5, device=place.get(recipe.text, host), dtype=dtype)
+    parts = Components(
         device=device,
         dtype=dtype,
-        text=_load_text(shared, device, dtype),
+        text=TextEncoder(
+            load_clip_tokenizer(shared.clip_tokenizer),
+            clip,
+            load_t5_tokenizer(shared.t5_tokenizer),
+            t5,
+            device=device,
+            dtype=dtype,
+            present=residency.presence("text"),
+        ),
         vae=vae,
         control=ControlEncoder(vae, estimator, dtype=dtype),
         init=InitEncoder(vae, dtype=dtype),
         scheduler_config=load_scheduler_config(shared.scheduler),
         transformers=transformers,
-        shelves=_shelves(transformers, folders.loras),
-        safety=load_safety_checker(folders.safety_concepts, folders.nsfw_detector, device),
-        upsampler=load_upsampler(folders.upsampler, device, dtype) if folders.upsampler else None,
+        shelves={} if recipe.transformers == "stream" else _shelves(transformers, folders.loras),
+        safety=load_safety_checker(folders.safety_concepts, folders.nsfw_detector, helpers),
+        upsampler=load_upsampler(folders.upsampler, helpers, dtype) if folders.upsampler else None,
+        residency=residency,
+        recipe=recipe,
+    )
+    settle(parts, shares_weights=FLUX_DEPTH_DEV.name not in models)
+    return parts
+
+
+def measure_folders(folders: Folders, value_bytes: int) -> Footprint:
+    """What these would take, with values of the computing precision of `value_bytes`. Raises Broken, OSError."""
+    models = {name: sources_of(place) for name, place in folders.models.items()}
+    safety = (folders.safety_concepts, folders.nsfw_detector)
+    return measure(
+        models,
+        value_bytes=value_bytes,
+        depth_estimator=folders.depth_estimator,
+        safety=tuple(folder for folder in safety if folder and all(safety)),
+        upsampler=folders.upsampler,
+        depth_lora=folders.depth_lora if FLUX_DEPTH_DEV.name not in models else None,
+        loras=folders.loras is not None,
     )
 
 
-def _sources(place: Path | ModelSources) -> ModelSources:
+def sources_of(place: Path | ModelSources) -> ModelSources:
     return ModelSources.in_folder(place) if isinstance(place, Path) else place
 
 
 def _load_transformers(
-    folders: Folders, models: Mapping[str, ModelSources], device: torch.device, dtype: torch.dtype
+    folders: Folders,
+    models: Mapping[str, ModelSources],
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: Precision,
 ) -> dict[str, Any]:
     transformers = {
         name: load_transformer(sources.transformer, device=device, dtype=dtype) for name, sources in models.items()
     }
+    for transformer in transformers.values():
+        hold_in(transformer, precision)
     if folders.depth_lora and FLUX_DEPTH_DEV.name not in transformers:
         dev = transformers[FLUX_DEV.name]
         transformers[FLUX_DEPTH_DEV.name] = depth_from_lora(dev, folders.depth_lora, folders.depth_lora_scale)
@@ -143,14 +187,3 @@ def _shelves(transformers: dict[str, Any], folder: Path | None) -> dict[str, Lor
     if folder is None:
         return {}
     return {name: LoraShelf(model, folder, max_bytes=LORA_CACHE_BYTES) for name, model in transformers.items()}
-
-
-def _load_text(sources: ModelSources, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    return TextEncoder(
-        load_clip_tokenizer(sources.clip_tokenizer),
-        load_clip(sources.clip, device=device, dtype=dtype),
-        load_t5_tokenizer(sources.t5_tokenizer),
-        load_t5(sources.t5, device=device, dtype=dtype),
-        device=device,
-        dtype=dtype,
-    )

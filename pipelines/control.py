@@ -35,6 +35,11 @@ class ControlEncoder:
         """Whether there is an estimator."""
         return self._estimator is not None
 
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """The estimator's networks."""
+        return self._estimator.modules if self._estimator else ()
+
     def depth_map(self, picture: Image.Image, width: int, height: int, *, preprocess: bool) -> DepthMap:
         """The map that steers: estimated from a photo, or `picture` itself when it already is a depth map."""
         if not preprocess:

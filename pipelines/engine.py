@@ -21,6 +21,8 @@ from .decode import decode_latents
 from .denoise import Denoiser, add_noise, make_schedule
 from .faults import BadRequest, Flagged
 from .latents import draw_noise, image_ids
+from .memory.placement import DEPTH, SAFETY, UPSAMPLER
+from .memory.plans import too_large
 from .models import MODELS
 from .request import GenerationRequest
 from .sizes import sequence_length
@@ -75,8 +77,9 @@ class _Conditions:
 class Engine:
     """Computes requests with loaded components. Not thread-safe: one request at a time."""
 
-    def __init__(self, components: Components) -> None:
-        self._parts = components
+    def __init__(self, components: Components, *, max_pixels: int | None = None) -> None:
+        """max_pixels: of the largest picture that there is memory for, None where that is not known."""
+        self._parts, self._max_pixels = components, max_pixels
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -105,10 +108,8 @@ class Engine:
         steps = (request.steps - request.first_step) * request.num_outputs
         watch = Watch(steps, on_step, cancelled)
         try:
-            with torch.inference_mode(), self._adapted(request) as notes:
-                generated = self._generate(request, control_image, init_image, watch)
-                generated.lora_notes = notes
-                return generated
+            with torch.inference_mode():
+                return self._generate(request, control_image, init_image, watch)
         finally:
             self._forget(request.model)
 
@@ -117,6 +118,8 @@ class Engine:
     ) -> None:
         if request.model not in self._parts.transformers:
             raise BadRequest(f"model {request.model} is not loaded; loaded are {', '.join(self.model_names)}")
+        if self._max_pixels is not None and request.width * request.height > self._max_pixels:
+            raise BadRequest(too_large(request.width, request.height, self._max_pixels))
         takes_control = MODELS[request.model].takes_control
         if takes_control and control_image is None:
             raise BadRequest(f"model {request.model} needs a control image")
@@ -146,11 +149,11 @@ class Engine:
         watch: Watch,
     ) -> Generated:
         if request.upsample_prompt and self._parts.upsampler is not None:
-            with watch.stage("upsample"):
+            with watch.stage("upsample"), self._parts.residency.present(UPSAMPLER):
                 request = replace(request, prompt=self._parts.upsampler.rewrite(request.prompt))
         conditions = self._prepare(request, control_image, init_image, watch)
-        drawn = [self._draw(request, index, conditions, watch) for index in range(request.num_outputs)]
-        generated = Generated(request.prompt, drawn, unseen_tokens=conditions.text.unseen_tokens)
+        drawn, notes = self._draw_all(request, conditions, watch)
+        generated = Generated(request.prompt, drawn, unseen_tokens=conditions.text.unseen_tokens, lora_notes=notes)
         if conditions.control is not None and request.return_depth:
             generated.depth_map = conditions.control.depth_map
         self._check_safety(request, generated, watch)
@@ -177,7 +180,7 @@ class Engine:
 
     def _control(self, request: GenerationRequest, image: SourceImage, watch: Watch) -> Control:
         def compute() -> Control:
-            with watch.stage("depth"):
+            with watch.stage("depth"), self._parts.residency.present(DEPTH):
                 depth_map = self._parts.control.depth_map(
                     image.picture, request.width, request.height, preprocess=request.preprocess
                 )
@@ -186,6 +189,17 @@ class Engine:
 
         key = (image.key, request.width, request.height, request.preprocess)
         return self._parts.control.cache.get_or_compute(key, compute)
+
+    def _draw_all(
+        self, request: GenerationRequest, conditions: _Conditions, watch: Watch
+    ) -> tuple[list[Drawn], tuple[str, ...]]:
+        """Every image of the request, and notes about its LoRAs."""
+        residency = self._parts.residency
+        with watch.stage("place"):
+            residency.bring(request.model)
+        # LoRAs go into a transformer that is there: one that leaves forgets what was changed in it.
+        with residency.present(request.model), self._adapted(request) as notes:
+            return [self._draw(request, index, conditions, watch) for index in range(request.num_outputs)], notes
 
     def _draw(self, request: GenerationRequest, index: int, conditions: _Conditions, watch: Watch) -> Drawn:
         with watch.stage("denoise"):
@@ -226,7 +240,7 @@ class Engine:
             return
         if self._parts.safety is None:
             return
-        with watch.stage("safety"):
+        with watch.stage("safety"), self._parts.residency.present(SAFETY):
             pixels = [drawn.pixels for drawn in generated.images]
             verdicts = self._parts.safety.check(pixels, request.safety_tolerance)
         generated.safety = "checked"

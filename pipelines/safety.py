@@ -109,6 +109,11 @@ class SafetyChecker:
         self._concepts, self._detector = concepts, detector
         self._nsfw = labels["nsfw"]
 
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """Both classifiers."""
+        return self._concepts.model, self._detector.model
+
     @torch.inference_mode()
     def check(
         self, images: Sequence[torch.Tensor] | torch.Tensor, tolerance: int = DEFAULT_SAFETY_TOLERANCE

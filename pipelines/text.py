@@ -6,6 +6,8 @@ nothing but CLIP's share. What T5 cannot see is counted and reported, never cut 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +51,18 @@ class TextEncoder:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        present: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """present: entered while the encoders compute, for encoders that are elsewhere at other times."""
         self._clip_tokenizer, self._clip = tokenizer, encoder
         self._t5_tokenizer, self._t5 = tokenizer_2, encoder_2
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._present = device, dtype, present
         self.cache = TensorCache[EncodedPrompt](CACHE_BYTES, lambda p: tensor_bytes(p.embeds, p.pooled, p.ids))
+
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """CLIP and T5."""
+        return self._clip, self._t5
 
     def encode(self, prompt: str) -> EncodedPrompt:
         return self.cache.get_or_compute(prompt, lambda: self._encode(prompt))
@@ -61,9 +70,11 @@ class TextEncoder:
     def _encode(self, prompt: str) -> EncodedPrompt:
         # Truncation is left to us: asking the tokenizer for the whole prompt is also what counts its tokens.
         tokens = len(self._t5_tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        with self._present():
+            embeds, pooled = self._t5_embeds(prompt), self._clip_pooled(prompt)
         return EncodedPrompt(
-            embeds=self._t5_embeds(prompt),
-            pooled=self._clip_pooled(prompt),
+            embeds=embeds,
+            pooled=pooled,
             ids=torch.zeros(T5_TOKENS, 3, device=self._device, dtype=self._dtype),
             tokens=tokens,
         )

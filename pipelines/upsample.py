@@ -26,6 +26,10 @@ class PromptUpsampler:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
 
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        return (self._model,)
+
     def rewrite(self, prompt: str) -> str:
         """The richer prompt, at most 2000 characters; the prompt as it is when the model has nothing to say."""
         tokens = self._tokenizer(self._question(prompt), return_tensors="pt").to(self._model.device)

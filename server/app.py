@@ -170,6 +170,8 @@ def _load_message(settings: Settings, weights: Located, spool: Path) -> Load:
         metadata=settings.metadata,
         device=settings.device,
         dtype=settings.dtype,
+        memory_plan=settings.memory_plan,
+        memory_limit_bytes=settings.memory_limit_bytes,
     )
 
 

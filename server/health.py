@@ -32,6 +32,7 @@ async def ready(request: Request) -> JSONResponse:
         "worker": worker.state.value,
         "models": list(services.models),
         "device": greeting.device if greeting and is_ready else None,
+        "memory_plan": greeting.plan if greeting and is_ready else None,
         "safety_checker": greeting.safety_checker if greeting and is_ready else None,
         "queued": services.jobs.count_queued(),
         "demo_weights": services.demo,

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from pipelines.depth_catalogue import DEFAULT_ESTIMATOR, find_estimator
+from pipelines.memory.plans import RECIPES
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """A list that the environment gives as text separated by commas, and TOML as an array."""
@@ -50,9 +51,15 @@ class Settings(BaseSettings):
     )
     depth_lora_scale: float = Field(0.85, gt=0, le=2, description="Scale of that LoRA; 0.85 is Black Forest Labs' own.")
     metadata: bool = Field(True, description="Write into each picture how it was made (prompt, seed, settings).")
-    device: str = Field("auto", description="Where to compute: auto, cuda, cuda:1, cpu.")
+    device: str = Field("auto", description="Where to compute: auto, cuda, cuda:1, mps, cpu.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Precision; auto is bfloat16 on a card and float32 on the CPU."
+    )
+    memory_plan: str = Field(
+        "auto", description="How the models fit the card; auto chooses, a name forces (table in the README)."
+    )
+    memory_limit_bytes: int | None = Field(
+        None, gt=0, description="Device memory that the server may take; without it, all that is free at its start."
     )
     depth_estimator: str = Field(
         DEFAULT_ESTIMATOR, description="What makes depth maps of photos; a name that is unknown lists all there are."
@@ -139,6 +146,14 @@ class Settings(BaseSettings):
     def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for network in value:
             ipaddress.ip_network(network, strict=False)
+        return value
+
+    @field_validator("memory_plan")
+    @classmethod
+    def _check_memory_plan(cls, value: str) -> str:
+        names = ("auto", *(recipe.name for recipe in RECIPES))
+        if value not in names:
+            raise ValueError(f"should be one of {', '.join(names)}")
         return value
 
     @field_validator("depth_estimator")

@@ -41,6 +41,10 @@ class AnnotatorDisparity:
     def __init__(self, detector: Any, *, short_side: int = SHORT_SIDE, long_side: int = LONG_SIDE) -> None:
         self.detector, self.short_side, self.long_side = detector, short_side, long_side
 
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        return (self.detector.model,)
+
     def disparity(self, photo: Image.Image, width: int, height: int) -> torch.Tensor:
         """As DisparityModel; values 0…255 on the CPU."""
         seen = stretch_photo(photo, width, height)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -20,6 +20,10 @@ Anything and DPT round the short side to nothing."""
 
 class DisparityModel(Protocol):
     """An estimator of whatever family."""
+
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """The networks that it computes with."""
 
     def disparity(self, photo: Image.Image, width: int, height: int) -> torch.Tensor:
         """An RGB photo that will steer `width` × `height` pixels → float32 [1, h, w] of any size and scale, on any

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from PIL import Image
 
 from .disparity import DisparityModel
@@ -13,6 +15,11 @@ class DepthEstimator:
 
     def __init__(self, model: DisparityModel, mode: MapMode) -> None:
         self.model, self.mode = model, mode
+
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """The networks that it computes with."""
+        return self.model.modules
 
     def estimate(self, photo: Image.Image, width: int, height: int) -> DepthMap:
         """RGB photo of any size → DepthMap of `width` × `height`, finite. Raises what the model raises."""

@@ -24,6 +24,10 @@ class PretrainedDisparity:
     def __init__(self, model: Any, processor: Any, polarity: Polarity) -> None:
         self._model, self._processor, self._polarity = model, processor, polarity
 
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        return (self._model,)
+
     def disparity(self, photo: Image.Image, width: int, height: int) -> torch.Tensor:
         seen = stretch_photo(photo, width, height)
         inputs = self._processor(images=seen, return_tensors="pt", **self._processor_options())

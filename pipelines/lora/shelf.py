@@ -52,6 +52,7 @@ class LoraShelf:
         self._shapes = layer_shapes(transformer)
         self._slot: dict[str, Branch] = {path: attach(transformer, path, max_rank) for path in self._shapes}
         self._content: list[tuple[Key, float]] | None = None
+        self._filled_at = 0
         self.cache = TensorCache[LoraWeights](max_bytes, lambda weights: weights.size_bytes)
 
     @property
@@ -97,10 +98,14 @@ class LoraShelf:
     def _put(self, parts: list[tuple[Key, LoraWeights, float]]) -> None:
         """Makes the slot hold these, unless it holds them already or there are none."""
         content = [(key, scale) for key, _, scale in parts]
-        if content and content != self._content:
+        if content and (content, self._place()) != (self._content, self._filled_at):
             self._check_ranks(parts)
             self._fill([(weights, scale) for _, weights, scale in parts])
-            self._content = content
+            self._content, self._filled_at = content, self._place()
+
+    def _place(self) -> int:
+        """Where the slot's values lie now: a transformer that left the device and came back has an old slot."""
+        return next(iter(self._slot.values())).down.data_ptr() if self._slot else 0
 
     def _check_ranks(self, parts: list[tuple[Key, LoraWeights, float]]) -> None:
         rank = sum(max(layer.rank for layer in weights.layers.values()) for _, weights, _ in parts)

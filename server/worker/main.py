@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -36,6 +37,7 @@ from .protocol import (
 )
 
 if TYPE_CHECKING:
+    from pipelines.components import Folders
     from pipelines.engine import Engine
     from pipelines.spool import Spool
 
@@ -116,32 +118,31 @@ def _load(wire: Wire, load: Load) -> Engine:
     # read in parallel, and threads that wait for each other sleep instead of spinning, which costs several times the
     # time when cores are shared.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_ENABLE_PARALLEL_LOADING": "1"}
-    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE"}
-    from pipelines.components import Folders, load_components, pick_device, pick_dtype
+    # Memory that models of several sizes take and give back would else end up in pieces that fit none of them.
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    from pipelines.components import load_components, measure_folders, pick_device
     from pipelines.depth_catalogue import resolve_mode
     from pipelines.engine import Engine
+    from pipelines.memory.planning import plan_here
     from pipelines.warmup import warm_up
-    from weights.sources import ModelSources
 
-    device = pick_device(load.device)
-    folders = Folders(
-        models={name: ModelSources.from_json(sources) for name, sources in load.models.items()},
-        depth_estimator=_path(load.depth_estimator),
-        safety_concepts=_path(load.safety_concepts),
-        nsfw_detector=_path(load.nsfw_detector),
-        upsampler=_path(load.upsampler),
-        loras=_path(load.loras),
-        depth_lora=_path(load.depth_lora),
-        depth_lora_scale=load.depth_lora_scale,
+    device, folders = pick_device(load.device), _folders(load)
+    plan, dtype = plan_here(
+        partial(measure_folders, folders),
+        device,
+        load.dtype,
+        wanted=load.memory_plan,
+        limit_bytes=load.memory_limit_bytes,
     )
     components = load_components(
         folders,
         device=device,
-        dtype=pick_dtype(load.dtype, device),
+        dtype=dtype,
+        recipe=plan.recipe,
         depth_estimator=load.depth_estimator_name,
         depth_map_mode=resolve_mode(load.depth_estimator_name, load.depth_map_mode),
     )
-    engine = Engine(components)
+    engine = Engine(components, max_pixels=plan.max_pixels)
     loaded = time.monotonic()
     warm_up(engine)
     wire.send(
@@ -152,9 +153,29 @@ def _load(wire: Wire, load: Load) -> Engine:
             safety_checker=components.safety is not None,
             load_s=loaded - start,
             warmup_s=time.monotonic() - loaded,
+            plan=plan.name,
+            plan_line=plan.line(),
+            max_pixels=plan.max_pixels,
+            takes_turns=plan.recipe.transformers == "turns",
         )
     )
     return engine
+
+
+def _folders(load: Load) -> Folders:
+    from pipelines.components import Folders
+    from weights.sources import ModelSources
+
+    return Folders(
+        models={name: ModelSources.from_json(sources) for name, sources in load.models.items()},
+        depth_estimator=_path(load.depth_estimator),
+        safety_concepts=_path(load.safety_concepts),
+        nsfw_detector=_path(load.nsfw_detector),
+        upsampler=_path(load.upsampler),
+        loras=_path(load.loras),
+        depth_lora=_path(load.depth_lora),
+        depth_lora_scale=load.depth_lora_scale,
+    )
 
 
 def _path(folder: str | None) -> Path | None:

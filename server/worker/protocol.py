@@ -24,7 +24,8 @@ class Load:
 
     models: `weights.sources.ModelSources` as JSON, by model name; the folders are None where there is nothing to load.
     depth_estimator_name, depth_map_mode: as in `pipelines.depth_catalogue`; the mode may be "auto".
-    metadata: write into each picture how it was made.
+    metadata: write into each picture how it was made. memory_plan: a plan's name, or auto. memory_limit_bytes: of the
+    device, None for all that is free.
     """
 
     version: int
@@ -42,6 +43,8 @@ class Load:
     metadata: bool
     device: str
     dtype: str
+    memory_plan: str
+    memory_limit_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +71,11 @@ class Shutdown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """Loaded and warmed up: one small generation per model has run."""
+    """Loaded and warmed up: one small generation per model has run.
+
+    plan, plan_line: the memory plan's name, and what it means in one line. max_pixels: the largest picture it holds.
+    takes_turns: whether models have to come to the device one after the other, so that a change between them costs.
+    """
 
     version: int
     models: list[str]
@@ -76,6 +83,10 @@ class Ready:
     safety_checker: bool
     load_s: float
     warmup_s: float
+    plan: str
+    plan_line: str
+    max_pixels: int
+    takes_turns: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

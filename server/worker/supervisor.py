@@ -224,6 +224,7 @@ class WorkerSupervisor:
         self._failures = 0
         self._enter(WorkerState.READY)
         log.info("worker ready", models=ready.models, device=ready.device, load_s=round(ready.load_s, 3))
+        log.info("memory plan", plan=ready.plan_line)
 
     def _end_unready(self, process: asyncio.subprocess.Process) -> None:
         if self.state is WorkerState.STARTING:

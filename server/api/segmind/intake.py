@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from pipelines.lora.files import UnusableLora, check_input, find, read_header
+from pipelines.memory.plans import too_large
 from pipelines.models import MODELS
 from pipelines.picture import PictureInfo, PictureLimits
 from pipelines.request import SEED_SPACE, GenerationRequest
@@ -59,6 +60,7 @@ async def _complete(request: Request, services: Services, call: SegmindCall) -> 
     elif call.init_image is not None:
         init_image, source_size = await _keep(request, services, call, call.init_image, "image")
     width, height = size_of(call, source_size)
+    _check_size(services, width, height)
     return GenerationRequest(
         model=call.engine_model,
         prompt=call.prompt,
@@ -80,6 +82,13 @@ async def _complete(request: Request, services: Services, call: SegmindCall) -> 
         output_format=call.output_format,
         output_quality=call.output_quality,
     )
+
+
+def _check_size(services: Services, width: int, height: int) -> None:
+    """Raises InvalidInput for a picture that the memory plan has no room for, as far as the plan is known yet."""
+    greeting = services.worker.greeting
+    if greeting is not None and width * height > greeting.max_pixels:
+        raise InvalidInput(too_large(width, height, greeting.max_pixels))
 
 
 async def _keep(

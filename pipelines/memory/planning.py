@@ -1,0 +1,59 @@
+"""The plan for this machine: what the files say, what is free, what the operator wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+
+from .budget import device_budget_bytes, host_budget_bytes
+from .footprint import Footprint, Precision
+from .plans import NoPlan, Plan, choose_plan
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def plan_here(
+    measured: Callable[[int], Footprint],
+    device: torch.device,
+    dtype: str,
+    *,
+    wanted: str = "auto",
+    limit_bytes: int | None = None,
+) -> tuple[Plan, torch.dtype]:
+    """The plan for `device`, and the dtype to compute in.
+
+    measured: the footprint, by the bytes of one value. dtype: bfloat16, float32, or auto: bfloat16 on a card; float32
+    elsewhere, unless only bfloat16 fits. float16 is not offered: FLUX overflows in it. wanted: a plan's name, or auto.
+    limit_bytes: of the device, to leave the rest to others. Raises NoPlan, and ValueError for a plan that is not known.
+    """
+    device_bytes, host_bytes = device_budget_bytes(device, limit_bytes), host_budget_bytes()
+    last: NoPlan | None = None
+    for candidate in _dtypes(dtype, device):
+        try:
+            plan = choose_plan(
+                measured(candidate.itemsize),
+                device_bytes=device_bytes,
+                host_bytes=host_bytes,
+                wanted=wanted,
+                lacking=lacking(),
+                one_memory=device.type != "cuda",
+            )
+        except NoPlan as error:
+            last = error
+        else:
+            return plan, candidate
+    assert last is not None
+    raise last
+
+
+def lacking() -> frozenset[Precision]:
+    """Precisions that need a package which is not installed."""
+    return frozenset() if find_spec("bitsandbytes") else frozenset({"nf4"})
+
+
+def _dtypes(name: str, device: torch.device) -> list[torch.dtype]:
+    if name != "auto":
+        return [DTYPES[name]]
+    return [torch.bfloat16] if device.type == "cuda" else [torch.float32, torch.bfloat16]

@@ -1,0 +1,128 @@
+"""Every plan really carried out on the demo weights: the same pictures, whoever is on the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.components import Components, Folders, load_components
+from pipelines.engine import Engine, SourceImage
+from pipelines.memory.plans import RECIPES, Recipe
+from pipelines.request import GenerationRequest, Lora
+
+CPU = torch.device("cpu")
+BY_NAME = {recipe.name: recipe for recipe in RECIPES}
+ALTERNATING = (("flux-dev", "a"), ("flux-depth-dev", "b"), ("flux-dev", "a"), ("flux-depth-dev", "c"))
+
+
+def load(demo: Path, recipe: Recipe, **more: Any) -> Components:
+    folders = Folders(
+        models={"flux-dev": demo / "FLUX.1-dev", "flux-depth-dev": demo / "FLUX.1-Depth-dev"},
+        depth_estimator=demo / "depth-anything-large-hf",
+        safety_concepts=demo / "safety-concepts",
+        nsfw_detector=demo / "nsfw-image-detection",
+        **more,
+    )
+    return load_components(folders, device=CPU, dtype=torch.float32, recipe=recipe)
+
+
+def draw(parts: Components, model: str = "flux-dev", prompt: str = "a", **more: Any) -> torch.Tensor:
+    photo = SourceImage(Image.linear_gradient("L").resize((96, 96)).convert("RGB"), "gradient")
+    request = GenerationRequest(
+        model=model, prompt=prompt, width=96, height=96, steps=2, guidance=3.5, seed=1, safety_tolerance=6, **more
+    )
+    control = photo if model == "flux-depth-dev" else None
+    return Engine(parts).generate(request, control_image=control).images[0].pixels
+
+
+@pytest.fixture(scope="module")
+def expected(demo_weights: Path) -> list[torch.Tensor]:
+    parts = load(demo_weights, BY_NAME["resident"])
+    return [draw(parts, model, prompt) for model, prompt in ALTERNATING]
+
+
+@pytest.mark.parametrize("name", ["swap", "lean", "stream"])
+def test_full_precision_plans_draw_the_same_pictures(
+    name: str, demo_weights: Path, expected: list[torch.Tensor]
+) -> None:
+    parts = load(demo_weights, BY_NAME[name])
+    drawn = [draw(parts, model, prompt) for model, prompt in ALTERNATING]
+    assert all(torch.equal(one, other) for one, other in zip(drawn, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["fp8-resident", "fp8", "fp8-all", "stream-fp8"])
+def test_fp8_plans_draw_near_pictures_and_agree_with_each_other(
+    name: str, demo_weights: Path, expected: list[torch.Tensor]
+) -> None:
+    parts = load(demo_weights, BY_NAME[name])
+    drawn = [draw(parts, model, prompt) for model, prompt in ALTERNATING]
+    far = [float((one.float() - other.float()).abs().mean()) for one, other in zip(drawn, expected, strict=True)]
+    print(f"{name}: mean distance {max(far):.2f} of 255")
+    assert 0 < max(far) < 16
+    assert torch.equal(drawn[0], drawn[2])
+
+
+def test_only_one_transformer_is_there_at_a_time(demo_weights: Path) -> None:
+    parts = load(demo_weights, BY_NAME["lean"])
+    assert parts.residency.on_device() == frozenset()
+    for model, _ in ALTERNATING:
+        draw(parts, model)
+        assert parts.residency.on_device() == {model}
+    draw(parts, "flux-depth-dev")
+    assert parts.residency.switches == len(ALTERNATING)
+
+
+def test_a_cached_prompt_does_not_send_the_transformer_away(demo_weights: Path) -> None:
+    parts = load(demo_weights, BY_NAME["lean"])
+    draw(parts, prompt="one")
+    draw(parts, prompt="one")
+    assert parts.residency.switches == 1
+    draw(parts, prompt="two")
+    assert parts.residency.switches == 2
+
+
+def test_visitors_leave_after_an_error(demo_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = load(demo_weights, BY_NAME["lean"])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(parts.text, "_t5_embeds", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        draw(parts)
+    assert parts.residency.on_device() == frozenset()
+
+
+def test_a_lora_survives_its_transformer_leaving(demo_weights: Path, lora_folder: Path) -> None:
+    wanted = {"loras": (Lora(name="style"),)}
+    alone = draw(load(demo_weights, BY_NAME["resident"], loras=lora_folder), **wanted)
+    parts = load(demo_weights, BY_NAME["lean"], loras=lora_folder)
+    for model in ("flux-dev", "flux-depth-dev"):
+        draw(parts, model, prompt=model)
+    plain = draw(parts, prompt="a")
+    styled = [draw(parts, prompt="a", **wanted)]
+    draw(parts, "flux-depth-dev", prompt="between")
+    styled.append(draw(parts, prompt="a", **wanted))
+    assert all(torch.equal(picture, alone) for picture in styled)
+    assert not torch.equal(plain, alone)
+
+
+@pytest.fixture
+def lora_folder(tmp_path: Path, demo_weights: Path) -> Path:
+    """A folder with one LoRA for the demo transformer, in diffusers' names."""
+    from diffusers import FluxTransformer2DModel
+    from safetensors.torch import save_file
+
+    network = FluxTransformer2DModel.from_pretrained(demo_weights / "FLUX.1-dev" / "transformer")
+    draw_from = torch.Generator().manual_seed(0)
+    state = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, torch.nn.Linear) and ".attn.to_q" in name:
+            state[f"transformer.{name}.lora_A.weight"] = torch.randn(4, layer.in_features, generator=draw_from)
+            state[f"transformer.{name}.lora_B.weight"] = torch.randn(layer.out_features, 4, generator=draw_from)
+    save_file(state, tmp_path / "style.safetensors")
+    return tmp_path
