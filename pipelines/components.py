@@ -61,6 +61,25 @@ class Folders:
     depth_lora: Path | None = None
     depth_lora_scale: float = PUBLISHED_SCALE
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Folders:
+        """From the message that tells a worker what to load; entries that are not folders are ignored."""
+        paths = {
+            name: Path(fields[name]) if fields[name] else None
+            for name in (
+                "depth_estimator",
+                "safety_concepts",
+                "nsfw_detector",
+                "upsampler",
+                "loras",
+                "depth_lora",
+            )
+        }
+        models: dict[str, Path | ModelSources] = {
+            name: ModelSources.from_json(sources) for name, sources in fields["models"].items()
+        }
+        return cls(models=models, depth_lora_scale=fields["depth_lora_scale"], **paths)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:

@@ -107,7 +107,7 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     database = JobDatabase(settings.data_dir / "jobs.sqlite3")
     weights = find_weights(settings)
     worker = WorkerSupervisor(
-        _load_message(settings, weights, results.spool),
+        load_message(settings, weights, results.spool),
         load_limit_s=settings.load_limit_s,
         step_limit_s=settings.step_limit_s,
     )
@@ -153,7 +153,8 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         database.close()
 
 
-def _load_message(settings: Settings, weights: Located, spool: Path) -> Load:
+def load_message(settings: Settings, weights: Located, spool: Path) -> Load:
+    """What a worker is told to load."""
     return Load(
         version=PROTOCOL_VERSION,
         models={name: sources.to_json() for name, sources in weights.models.items()},

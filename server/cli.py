@@ -85,6 +85,20 @@ def doctor(
 
 
 @cli.command()
+def plans(
+    card_gb: Annotated[
+        list[float] | None, typer.Argument(help="Cards' memory in GB; without any, the usual ones.")
+    ] = None,
+    host_gb: Annotated[float, typer.Option(help="Free memory of the host in GB.", min=0)] = 64.0,
+) -> None:
+    """What is held where on a card of some size, with both models as published. `doctor` says it for this machine."""
+    from pipelines.memory.table import CARDS_GIB, markdown
+
+    for line in markdown(card_gb or CARDS_GIB, round(host_gb * 1e9)):
+        print(line)
+
+
+@cli.command()
 def openapi() -> None:
     """Print the API's description (OpenAPI 3.1) as JSON."""
     from .app import create_app

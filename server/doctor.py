@@ -21,18 +21,6 @@ PACKAGES = ("server", "pipelines", "weights")
 
 _MARKS = {"good": "ok  ", "warn": "note", "bad": "BAD "}
 
-# Run in a process of its own: this one never imports torch.
-_PROBE = """
-import json, torch
-cuda = torch.cuda.is_available()
-card = torch.cuda.get_device_properties(0) if cuda else None
-print(json.dumps({
-    "torch": torch.__version__, "cuda": torch.version.cuda, "card": card.name if card else None,
-    "capability": list(torch.cuda.get_device_capability(0)) if cuda else None,
-    "free": torch.cuda.mem_get_info(0)[0] if cuda else 0, "total": card.total_memory if card else 0,
-}))
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -59,7 +47,7 @@ def examine(settings: Settings) -> list[Finding]:
 def _examine(settings: Settings) -> Iterator[Finding]:
     yield _python()
     yield _ownership()
-    yield _compute()
+    yield from _compute(settings)
     yield _sqlite()
     yield _data_dir(settings.data_dir)
     yield _disk(settings)
@@ -83,24 +71,67 @@ def _ownership() -> Finding:
     return Finding(name="packages", state="good", text=f"{', '.join(PACKAGES)} belong to {DISTRIBUTION}")
 
 
-def _compute() -> Finding:
-    probed = subprocess.run([sys.executable, "-P", "-c", _PROBE], capture_output=True, text=True, check=False)  # noqa: S603
+def _compute(settings: Settings) -> Iterator[Finding]:
+    """torch, card, driver, attention and memory plan, asked of a process of its own: this one never imports torch."""
+    from .app import find_weights, load_message
+
+    load = load_message(settings, find_weights(settings), settings.data_dir)
+    command = [sys.executable, "-P", "-m", "pipelines.probe"]
+    probed = subprocess.run(command, input=json.dumps(asdict(load)), capture_output=True, text=True, check=False)  # noqa: S603
     if probed.returncode:
         reason = (probed.stderr.strip().splitlines() or ["no output"])[-1]
         advice = "reinstall torch; torch and torchvision must be of the same build"
-        return Finding(name="torch", state="bad", text=f"cannot be imported: {reason}", advice=advice)
+        yield Finding(name="torch", state="bad", text=f"cannot be used: {reason}", advice=advice)
+        return
     found = json.loads(probed.stdout)
-    if found["card"] is None:
-        advice = "it works, slowly; real weights on the CPU take minutes per step. For a card, check `nvidia-smi`"
-        return Finding(name="torch", state="warn", text=f"{found['torch']}, no CUDA card in reach", advice=advice)
+    yield Finding(name="torch", state="good", text=f"{found['torch']}, built for CUDA {found['cuda'] or '(none)'}")
+    yield _card(found) if found["card"] else _no_card(found)
+    yield Finding(name="attention", state="good", text=", ".join(found["attention"]))
+    yield _plan(found, has_weights=bool(load.models))
+
+
+def _card(found: dict[str, Any]) -> Finding:
     text = (
-        f"{found['torch']}, CUDA {found['cuda']}, {found['card']} with {found['free'] / 1e9:.1f} of"
-        f" {found['total'] / 1e9:.1f} GB free"
+        f"{found['card']}, driver {_driver() or 'unknown'}, {found['free_bytes'] / 1e9:.1f} of"
+        f" {found['total_bytes'] / 1e9:.1f} GB free"
     )
     if found["capability"] < [8, 0]:
         advice = "the card has no fast bfloat16; expect it to be slow"
-        return Finding(name="torch", state="warn", text=text, advice=advice)
-    return Finding(name="torch", state="good", text=text)
+        return Finding(name="card", state="warn", text=text, advice=advice)
+    return Finding(name="card", state="good", text=text)
+
+
+def _no_card(found: dict[str, Any]) -> Finding:
+    text = (
+        f"no CUDA card in reach; {found['device']} reaches {found['matrix_tflops']:g} TFLOP/s, so a step at 1024×1024"
+        f" with real weights takes {found['least_step_s']:g} s at the very least, a picture 28 of them"
+    )
+    driver = _driver()
+    advice = (
+        f"driver {driver} is there: this torch is not built for it, or the card is hidden (CUDA_VISIBLE_DEVICES)"
+        if driver
+        else "it works, slowly; for a card, install NVIDIA's driver and check `nvidia-smi`"
+    )
+    return Finding(name="card", state="warn", text=text, advice=advice)
+
+
+def _driver() -> str:
+    """NVIDIA's driver version, empty where there is none."""
+    if not (tool := shutil.which("nvidia-smi")):
+        return ""
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    return (subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines() or [""])[0].strip()  # noqa: S603
+
+
+def _plan(found: dict[str, Any], *, has_weights: bool) -> Finding:
+    if found["plan"] is None:
+        advice = "free device or host memory, or serve one model only"
+        state: Literal["warn", "bad"] = "bad" if has_weights else "warn"
+        return Finding(
+            name="memory plan", state=state, text=f"for {found['plan_for']}: {found['plan_line']}", advice=advice
+        )
+    text = f"for {found['plan_for']}: {found['dtype']}, {found['plan_line']}"
+    return Finding(name="memory plan", state="good", text=text)
 
 
 def _sqlite() -> Finding:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -37,7 +38,6 @@ from .protocol import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.components import Folders
     from pipelines.engine import Engine
     from pipelines.spool import Spool
 
@@ -120,13 +120,13 @@ def _load(wire: Wire, load: Load) -> Engine:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_ENABLE_PARALLEL_LOADING": "1"}
     # Memory that models of several sizes take and give back would else end up in pieces that fit none of them.
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    from pipelines.components import load_components, measure_folders, pick_device
+    from pipelines.components import Folders, load_components, measure_folders, pick_device
     from pipelines.depth_catalogue import resolve_mode
     from pipelines.engine import Engine
     from pipelines.memory.planning import plan_here
     from pipelines.warmup import warm_up
 
-    device, folders = pick_device(load.device), _folders(load)
+    device, folders = pick_device(load.device), Folders.from_json(asdict(load))
     plan, dtype = plan_here(
         partial(measure_folders, folders),
         device,
@@ -160,26 +160,6 @@ def _load(wire: Wire, load: Load) -> Engine:
         )
     )
     return engine
-
-
-def _folders(load: Load) -> Folders:
-    from pipelines.components import Folders
-    from weights.sources import ModelSources
-
-    return Folders(
-        models={name: ModelSources.from_json(sources) for name, sources in load.models.items()},
-        depth_estimator=_path(load.depth_estimator),
-        safety_concepts=_path(load.safety_concepts),
-        nsfw_detector=_path(load.nsfw_detector),
-        upsampler=_path(load.upsampler),
-        loras=_path(load.loras),
-        depth_lora=_path(load.depth_lora),
-        depth_lora_scale=load.depth_lora_scale,
-    )
-
-
-def _path(folder: str | None) -> Path | None:
-    return Path(folder) if folder else None
 
 
 def _serve(wire: Wire, engine: Engine, spool: Spool) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.memory.plans import RECIPES
+from pipelines.memory.table import CARDS_GIB, markdown
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +43,7 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
 
 def test_every_flux_server_command_and_option_of_the_readme_exists() -> None:
     for command, options in re.findall(
-        r"flux-server (serve|demo|doctor|openapi|weights \w+)((?: --[\w-]+| [\w.…/~]+)*)", README
+        r"flux-server (serve|demo|doctor|plans|openapi|weights \w+)((?: --[\w-]+| [\w.…/~]+)*)", README
     ):
         help_text = subprocess.run(
             [sys.executable, "-P", "-m", "server", *command.split(), "--help"],
@@ -52,6 +54,12 @@ def test_every_flux_server_command_and_option_of_the_readme_exists() -> None:
         ).stdout
         for option in re.findall(r"--[\w-]+", options):
             assert option in help_text, (command, option)
+
+
+def test_the_table_of_memory_plans_is_what_the_code_computes() -> None:
+    table = "\n".join(markdown(CARDS_GIB, 64 * 10**9))
+    assert table in README
+    assert all(f"`{recipe.name}`" in README for recipe in RECIPES)
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
