@@ -10,8 +10,9 @@ from typing import Literal
 Precision = Literal["full", "fp8", "fp8-all", "nf4"]
 """How a transformer's weights lie in memory; computing is always in the full precision.
 
-full: as computed with. fp8: the blocks' matrices in float8_e4m3fn, the modulation (AdaLN) matrices in full, since they
-steer every token. fp8-all: those too. nf4: bitsandbytes' 4 bits with one float32 scale for 64 values.
+full: as computed with. fp8: the blocks' matrices in float8_e4m3fn with a scale for each row, the modulation (AdaLN)
+matrices in full, since they steer every token. fp8-all: those too. nf4: bitsandbytes' 4 bits with one float32 scale
+for 64 values.
 """
 
 NF4_BYTES = 0.5 + 4 / 64

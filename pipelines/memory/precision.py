@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from diffusers.hooks import apply_layerwise_casting
-
+from ..fp8 import hold_linears
 from .footprint import Precision
 
-_SENSITIVE = ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "^proj_out$")
-"""Layers outside the blocks. They are small, and every value of the picture passes through them."""
-
-_MODULATION = ("norm",)
-"""AdaLN: a quarter of the values, and what steers every token."""
+_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 
 
 def hold_in(transformer: Any, precision: Precision) -> None:
-    """Changes how the transformer's matrices lie in memory, in place; it computes in the dtype that it had.
+    """Changes how the matrices of the transformer's blocks lie in memory, in place; it computes in the dtype it had.
 
-    fp8 keeps each value's nearest float8_e4m3fn and casts a layer when it computes (diffusers' layerwise casting).
-    "full" does nothing. Raises ValueError for "nf4", which only loading can give (`pipelines.loading`).
+    fp8 leaves the modulation (AdaLN) as it is, a quarter of the values and what steers every token; fp8-all does not.
+    What lies outside the blocks is small and always stays. "full" does nothing. Raises ValueError for "nf4", which only
+    loading can give (`pipelines.loading`).
     """
-    if precision == "full":
-        return
     if precision == "nf4":
         raise ValueError("nf4 is made while loading, not afterwards")
-    # Not the model's own method, which leaves the modulation out whatever it is told.
-    apply_layerwise_casting(
-        transformer,
-        storage_dtype=torch.float8_e4m3fn,
-        compute_dtype=transformer.dtype,
-        skip_modules_pattern=(*_SENSITIVE, *_MODULATION) if precision == "fp8" else _SENSITIVE,
-    )
+    if precision != "full":
+        hold_linears(transformer, is_matrix if precision == "fp8" else is_in_block)
+
+
+def is_in_block(path: str) -> bool:
+    return path.startswith(_BLOCKS)
+
+
+def is_matrix(path: str) -> bool:
+    """In a block, and none of its modulation."""
+    return is_in_block(path) and ".norm" not in path
