@@ -11,7 +11,7 @@ from pipelines.fp8 import FP8, LARGEST, Fp8Linear, hold_linears, multiplying_in_
 
 def layer(inputs: int = 64, outputs: int = 96, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
     torch.manual_seed(0)
-    linear = nn.Linear(inputs, outputs, dtype=dtype)
+    linear = nn.Linear(inputs, outputs, dtype=dtype).requires_grad_(False)
     linear.weight.data *= torch.logspace(-4, 1, outputs)[:, None].to(dtype)  # rows of very different sizes
     return linear
 
