@@ -6,6 +6,8 @@ its import, as the worker does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +16,44 @@ from diffusers import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from .headers import check_names_and_shapes, read_headers
+from .headers import check_names_and_shapes, read_headers, refuse_unknown
 from .refusals import UnusableWeights, listed, refuse_missing
+from .storage import quantisation_of
 
 
-def load_folder(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_folder(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Any:
     """The component of class `kind`, in eval mode, without gradients, read straight to `device` and free to move.
 
-    Raises UnusableWeights where a file is damaged or tensors are missing or of another shape, OSError where files are
-    missing.
+    options: more of `from_pretrained`'s. Raises UnusableWeights where a file is damaged or tensors are missing or of
+    another shape, OSError where files are missing.
     """
-    without_progress_bars()
     tensors = read_headers(folder)
-    if issubclass(kind, ModelMixin):
+    if issubclass(kind, ModelMixin) and not quantisation_of(folder):
         # diffusers itself reports a missing tensor only as one that cannot be moved.
         check_names_and_shapes(folder, tensors, _empty(kind, folder).state_dict())
-    model, report = kind.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=dtype,
-        device_map={"": device},
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # and refused below, in words
-    )
-    refuse_missing(folder, report["missing_keys"])
+    return pretrained(kind, folder, folder, device=device, dtype=dtype, use_safetensors=True, **options)
+
+
+def pretrained(
+    kind: Any, path: Path, place: Path | None, *, device: torch.device, dtype: torch.dtype, **options: Any
+) -> Any:
+    """What `kind.from_pretrained(place)` gives, strictly. path: what a refusal names. Raises as `load_folder`."""
+    with quietly():
+        model, report = kind.from_pretrained(
+            place,
+            local_files_only=True,
+            dtype=dtype,
+            device_map={"": device},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # and refused below, in words
+            **options,
+        )
+    refuse_missing(path, report["missing_keys"])
     if mismatched := [str(name) for name, *_ in report["mismatched_keys"]]:
         raise UnusableWeights(
-            f"{folder} is another model's: {listed(mismatched)} have another shape than its config says"
+            f"{path} is another model's: {listed(mismatched)} have another shape than its config says"
         )
+    refuse_unknown(path, report["unexpected_keys"])
     return at_rest(model)
 
 
@@ -58,7 +69,15 @@ def at_rest(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def without_progress_bars() -> None:
-    """Both libraries draw a bar for each model, which has no place in a log."""
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the libraries' bars, which have no place in a log, and reports, which become refusals here."""
+    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before[0])
+        transformers_logging.set_verbosity(before[1])

@@ -5,13 +5,69 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import BitsAndBytesConfig, FluxTransformer2DModel
 
 from weights.sources import Source
 
+from .architecture import Architecture, transformer_architecture
 from .folders import load_folder
+from .gguf_files import load_gguf
+from .headers import refuse_unknown
+from .refusals import UnusableWeights
+from .single_files import convert, header_of, read_tensors
+from .storage import Storage, check_quantisation, keep_in_fp8, nf4_options
+
+CPU = torch.device("cpu")
 
 
-def load_transformer(source: Source, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """A FluxTransformer2DModel on `device` that computes in `dtype`. Raises UnusableWeights, OSError."""
-    return load_folder(FluxTransformer2DModel, source.path, device=device, dtype=dtype)
+def load_transformer(
+    source: Source,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    storage: Storage = "computed",
+    architecture: Architecture | None = None,
+) -> Any:
+    """A FluxTransformer2DModel on `device` that computes in `dtype`.
+
+    storage: how its weights are kept; only "computed" for a source that is quantised itself, which stays as it is. With
+    "fp8" it passes through host memory in `dtype` on its way. architecture: of a file; None for the published one that
+    its tensors tell. Raises UnusableWeights, OSError.
+    """
+    quantised = source.form == "gguf" or (source.form == "folder" and check_quantisation(source.path))
+    if quantised and storage != "computed":
+        raise UnusableWeights(f"{source.path} is quantised already and cannot be kept as {storage}")
+    place = CPU if storage == "fp8" else device
+    options = nf4_options(BitsAndBytesConfig, dtype) if storage == "nf4" else {}
+    if source.form == "folder":
+        model = load_folder(FluxTransformer2DModel, source.path, device=place, dtype=dtype, **options)
+    else:
+        model = _load_file(source, architecture, device=place, dtype=dtype, **options)
+    return keep_in_fp8(model, dtype).to(device) if storage == "fp8" else model
+
+
+def _load_file(
+    source: Source,
+    architecture: Architecture | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization_config: Any = None,
+) -> Any:
+    header = header_of(source)
+    architecture = architecture or transformer_architecture(source.path, header)
+    if source.form == "gguf":
+        return load_gguf(source, header, architecture, device=device, dtype=dtype)
+    tensors = read_tensors(source, device=device, dtype=dtype)
+    model = convert(
+        FluxTransformer2DModel,
+        source,
+        tensors,
+        architecture,
+        device=device,
+        dtype=dtype,
+        quantisation=quantization_config,
+    )
+    # The converter takes out what it uses; a file in diffusers' names is used as it is.
+    refuse_unknown(source.path, tensors.keys() - model.state_dict().keys())
+    return model
