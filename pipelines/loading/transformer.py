@@ -30,20 +30,30 @@ def load_transformer(
 ) -> Any:
     """A FluxTransformer2DModel on `device` that computes in `dtype`.
 
-    storage: how its weights are kept; only "computed" for a source that is quantised itself, which stays as it is. With
-    "fp8" it passes through host memory in `dtype` on its way. architecture: of a file; None for the published one that
-    its tensors tell. Raises UnusableWeights, OSError.
+    storage: how its weights are kept; only "computed" for a source that is quantised itself, which stays as it is, and
+    "nf4" only for a folder, on a card. With "fp8" it passes through host memory in `dtype` on its way.
+    architecture: of a file; None for the published one that its tensors tell. Raises UnusableWeights, OSError.
     """
-    quantised = source.form == "gguf" or (source.form == "folder" and check_quantisation(source.path))
-    if quantised and storage != "computed":
-        raise UnusableWeights(f"{source.path} is quantised already and cannot be kept as {storage}")
+    _check_storage(source, device, storage)
     place = CPU if storage == "fp8" else device
     options = nf4_options(BitsAndBytesConfig, dtype) if storage == "nf4" else {}
     if source.form == "folder":
         model = load_folder(FluxTransformer2DModel, source.path, device=place, dtype=dtype, **options)
     else:
-        model = _load_file(source, architecture, device=place, dtype=dtype, **options)
+        model = _load_file(source, architecture, device=place, dtype=dtype)
     return keep_in_fp8(model, dtype).to(device) if storage == "fp8" else model
+
+
+def _check_storage(source: Source, device: torch.device, storage: Storage) -> None:
+    by_bitsandbytes = source.form == "folder" and check_quantisation(source.path)
+    if (by_bitsandbytes or source.form == "gguf") and storage != "computed":
+        raise UnusableWeights(f"{source.path} is quantised already and cannot be kept as {storage}")
+    if source.form != "folder" and storage == "nf4":
+        raise UnusableWeights(
+            f"{source.path} is one file and cannot be kept as nf4; a diffusers folder can, or take fp8"
+        )
+    if (by_bitsandbytes or storage == "nf4") and device.type == "cpu":
+        raise UnusableWeights(f"{source.path} in 4 or 8 bits by bitsandbytes needs a CUDA card")
 
 
 def _load_file(
@@ -52,7 +62,6 @@ def _load_file(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    quantization_config: Any = None,
 ) -> Any:
     header = header_of(source)
     architecture = architecture or transformer_architecture(source.path, header)
@@ -66,7 +75,6 @@ def _load_file(
         architecture,
         device=device,
         dtype=dtype,
-        quantisation=quantization_config,
     )
     # The converter takes out what it uses; a file in diffusers' names is used as it is.
     refuse_unknown(source.path, tensors.keys() - model.state_dict().keys())
