@@ -21,13 +21,15 @@ from .api import files, refusals
 from .api.segmind import replies, routes
 from .guard import Guard
 from .jobs.database import JobDatabase
+from .jobs.deadlines import QueueDeadline
 from .jobs.dispatcher import Dispatcher
 from .jobs.service import JobService
 from .jobs.sweeper import Sweeper
 from .media.fetch import Fetcher, FetchPolicy
 from .media.results import ResultFiles
+from .rates import RateLimits
 from .services import Services
-from .settings import Settings
+from .settings import DATABASE_NAME, Settings
 from .worker.protocol import PROTOCOL_VERSION, Load
 from .worker.supervisor import WorkerSupervisor
 
@@ -104,21 +106,30 @@ def served_models(settings: Settings, weights: Located) -> tuple[str, ...]:
 async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     results = ResultFiles(settings.data_dir)
     results.prepare()
-    database = JobDatabase(settings.data_dir / "jobs.sqlite3")
+    database = JobDatabase(settings.data_dir / DATABASE_NAME)
     weights = find_weights(settings)
     worker = WorkerSupervisor(
         load_message(settings, weights, results.spool),
         load_limit_s=settings.load_limit_s,
         step_limit_s=settings.step_limit_s,
     )
-    jobs = JobService(database, queue_limit=settings.queue_limit, result_ttl_s=settings.result_ttl_s)
+    jobs = JobService(
+        database,
+        queue_limit=settings.queue_limit,
+        owner_limit=settings.queued_per_key,
+        result_ttl_s=settings.result_ttl_s,
+    )
     fetcher = Fetcher(_fetch_policy(settings))
-    dispatcher = Dispatcher(database, jobs, worker, results, log_prompts=settings.log_prompts)
+    dispatcher = Dispatcher(
+        database, jobs, worker, results, log_prompts=settings.log_prompts, run_limit_s=settings.run_limit_s
+    )
+    deadline = QueueDeadline(database, jobs, queue_ttl_s=settings.queue_ttl_s)
     sweeper = Sweeper(database, results, result_ttl_s=settings.result_ttl_s, file_ttl_s=settings.file_ttl_s)
     app.state.services = Services(
         settings=settings,
         accounts=app.state.accounts,
         jobs=jobs,
+        rates=RateLimits(per_minute=settings.rate_per_minute, burst=settings.rate_burst),
         results=results,
         fetcher=fetcher,
         worker=worker,
@@ -142,11 +153,13 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     if weights.models:
         await worker.start()
     await dispatcher.start()
+    await deadline.start()
     await sweeper.start()
     try:
         yield
     finally:
         await drain()
+        await deadline.stop()
         await sweeper.stop()
         await worker.stop()
         await fetcher.aclose()

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from .settings import Settings, SettingsFileError
+from .settings import DATABASE_NAME, Settings, SettingsFileError
 from .weights_cli import commands as weights_commands
 
 cli = typer.Typer(
@@ -145,6 +145,7 @@ def _serve(settings: Settings) -> None:
 
     set_up_logs(settings)
     lock = _lock(settings.data_dir)
+    _check_database(settings.data_dir)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -178,6 +179,15 @@ def _lock(data_dir: Path) -> FileLock:
     except Timeout:
         _fail(f"{data_dir} belongs to another server that runs now. Stop it, or give this one its own --data-dir.")
     return lock
+
+
+def _check_database(data_dir: Path) -> None:
+    from .jobs.migrations import UnusableDatabase, check_file
+
+    try:
+        check_file(data_dir / DATABASE_NAME)
+    except UnusableDatabase as error:
+        _fail(str(error))
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -5,12 +5,14 @@ ServerError
 ├── SafetyBlocked 400           every picture was flagged
 ├── Unauthorized 401 · Forbidden 403 · NotFound 404 · MethodNotAllowed 405
 ├── InsufficientCredits 406
-├── RequestTimeout 408 · PayloadTooLarge 413
+├── RequestTimeout 408 · Conflict 409 · PayloadTooLarge 413
+├── KeyReused 422               an idempotency key came back with another request
 ├── TooManyRequests 429
 ├── ModelFailed 500             the model or the engine broke, not the client
 ├── WorkerCrashed 502           the worker process died twice with this job
 ├── Unavailable 503             starting, draining, out of memory, disk floor
 ├── WaitTimeout 504             a blocking call waited longer than allowed
+│   └── QueueTimeout · RunTimeout   the job itself did
 └── InsufficientStorage 507
 
 Each class carries a machine-readable `code`, an HTTP status and whether trying again can help. A dialect owns the one
@@ -93,6 +95,20 @@ class RequestTimeout(ServerError):
     http_status = 408
 
 
+class Conflict(ServerError):
+    """The job is not in a state in which that can be done."""
+
+    code = "conflict"
+    http_status = 409
+
+
+class KeyReused(ServerError):
+    """This Idempotency-Key was already used with another request. Use a new key for a new request."""
+
+    code = "idempotency_key_reused"
+    http_status = 422
+
+
 class PayloadTooLarge(ServerError):
     """The request's body is too large."""
 
@@ -145,6 +161,18 @@ class WaitTimeout(ServerError):
     retryable = True
 
 
+class QueueTimeout(WaitTimeout):
+    """The job waited in the queue for longer than this server allows."""
+
+    code = "queue_timeout"
+
+
+class RunTimeout(WaitTimeout):
+    """The job ran for longer than this server allows."""
+
+    code = "run_timeout"
+
+
 class InsufficientStorage(ServerError):
     """The server's disk is nearly full; free some space in its data directory."""
 
@@ -155,7 +183,16 @@ class InsufficientStorage(ServerError):
 
 JOB_ERRORS: dict[str, type[ServerError]] = {
     error.code: error
-    for error in (SafetyBlocked, ModelFailed, WorkerCrashed, OutOfMemory, WaitTimeout, InsufficientStorage)
+    for error in (
+        SafetyBlocked,
+        ModelFailed,
+        WorkerCrashed,
+        OutOfMemory,
+        WaitTimeout,
+        QueueTimeout,
+        RunTimeout,
+        InsufficientStorage,
+    )
 }
 """Errors that a job can end in, by the code that its row holds."""
 

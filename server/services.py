@@ -12,6 +12,7 @@ from .accounts import Accounts, Caller
 from .jobs.service import JobService
 from .media.fetch import Fetcher
 from .media.results import ResultFiles
+from .rates import RateLimits
 from .settings import Settings
 from .worker.supervisor import WorkerSupervisor
 
@@ -21,6 +22,7 @@ class Services:
     settings: Settings
     accounts: Accounts
     jobs: JobService
+    rates: RateLimits
     results: ResultFiles
     fetcher: Fetcher
     worker: WorkerSupervisor

@@ -22,6 +22,9 @@ from pydantic_settings import (
 from pipelines.depth_catalogue import DEFAULT_ESTIMATOR, find_estimator
 from pipelines.memory.plans import RECIPES
 
+DATABASE_NAME = "jobs.sqlite3"
+"""The job database's file in the data folder."""
+
 Names = Annotated[tuple[str, ...], NoDecode]
 """A list that the environment gives as text separated by commas, and TOML as an array."""
 
@@ -80,10 +83,23 @@ class Settings(BaseSettings):
     flux_dev_reply: Literal["json", "image"] = Field("json", description="What v1 flux-dev answers by default.")
 
     queue_limit: int = Field(10_000, ge=1, description="Jobs that may wait; one more is refused with 429.")
+    queued_per_key: int | None = Field(
+        None, ge=1, description="Of these, how many may be one key's; no limit if unset."
+    )
+    rate_per_minute: float | None = Field(
+        None, gt=0, description="Submissions and uploads per minute and key; more get 429. No limit if unset."
+    )
+    rate_burst: int = Field(10, ge=1, description="How many of them may come at once before the rate counts.")
     wait_limit_s: float = Field(600.0, gt=0, description="Longest time that a v1 call waits before 504.")
     result_ttl_s: float = Field(3600.0, gt=0, description="Time from submission after which a request is forgotten.")
     file_ttl_s: float = Field(7 * 86400.0, gt=0, description="Time for which generated and uploaded files are kept.")
     load_limit_s: float = Field(1800.0, gt=0, description="Longest time that loading the models may take.")
+    queue_ttl_s: float | None = Field(
+        None, gt=0, description="Longest time that a job may wait in the queue before it fails; no limit if unset."
+    )
+    run_limit_s: float | None = Field(
+        None, gt=0, description="Longest time that a job may run before it is stopped and fails; no limit if unset."
+    )
     step_limit_s: float = Field(120.0, gt=0, description="Longest time without a step before the worker is replaced.")
     drain_limit_s: float = Field(30.0, ge=0, description="Time that a running job gets to finish at shutdown.")
 
@@ -176,6 +192,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"refusing to listen on {self.host} without an API key: anyone who can reach this machine could use "
                 "the GPU. Set FLUX_API_KEYS=SG_… (make one with `openssl rand -hex 8`), or listen on 127.0.0.1."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Settings:
+        if self.file_ttl_s < self.result_ttl_s:
+            raise ValueError(
+                f"file_ttl_s ({self.file_ttl_s:g}) is shorter than result_ttl_s ({self.result_ttl_s:g}): requests would"
+                " name pictures that are gone. Make file_ttl_s at least as long."
             )
         return self
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -12,11 +11,13 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from server.clock import STEADY, Clock
 from server.errors import (
     InsufficientStorage,
     InvalidInput,
     ModelFailed,
     OutOfMemory,
+    RunTimeout,
     SafetyBlocked,
     ServerError,
     Unavailable,
@@ -63,9 +64,13 @@ class Dispatcher:
         results: ResultFiles,
         *,
         log_prompts: bool = False,
+        run_limit_s: float | None = None,
+        clock: Clock = STEADY,
     ) -> None:
+        self._clock, self._run_limit_s = clock, run_limit_s
         self._database, self._service, self._worker, self._results = database, service, worker, results
         self._running: Job | None = None
+        self._claiming = False
         self._endings: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -74,7 +79,8 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Takes up what an earlier run of the server left, then begins to dispatch."""
-        cancelled = await self._database.write(self._database.writer.recover, now=time.time())
+        await self._database.write(self._database.writer.clamp_times, now=self._clock.now())
+        cancelled = await self._database.write(self._database.writer.recover, now=self._clock.now())
         for job in cancelled:
             log.info("job cancelled, nobody waits for it after the restart", job=job.id)
         self._service.arrived.set()
@@ -90,6 +96,8 @@ class Dispatcher:
         self._stopping = True
         self._service.arrived.set()
         assert self._task is not None
+        if self._claiming:
+            await asyncio.wait([self._task], timeout=STOP_LIMIT_S)
         if self._running:
             await asyncio.wait([self._task], timeout=drain_limit_s)
         if self._running:
@@ -100,27 +108,41 @@ class Dispatcher:
         if self._endings:
             await asyncio.wait(self._endings, timeout=STOP_LIMIT_S)
         with suppress(ServerError):  # else the next start does it
-            for job in await self._database.write(self._database.writer.recover, now=time.time()):
+            for job in await self._database.write(self._database.writer.recover, now=self._clock.now()):
                 self._service.settled(job)
+        self._service.release_waiters()
 
     async def _dispatch(self) -> None:
         while not self._stopping:
             await self._worker.wait_ready()
             self._service.arrived.clear()
-            job = None if self._stopping else await self._write(self._database.writer.claim)
+            job = await self._claim()
             if job is None:
                 await self._service.arrived.wait()
-            elif self._worker.state is not WorkerState.READY:
-                await self._requeue(job, worker_died=False)
-            else:
-                self._running = job
-                try:
-                    await self._run(job, self._service.watch_of(job))
-                finally:
-                    self._running = None
+                continue
+            self._running = job
+            try:
+                await self._run(job, self._service.watch_of(job))
+            finally:
+                self._running = None
+
+    async def _claim(self) -> Job | None:
+        """The next job for the ready worker. A claim that comes too late to be used is taken back without a trace."""
+        if self._stopping:
+            return None
+        self._claiming = True
+        try:
+            job = await self._write(self._database.writer.claim)
+            if job is None or (self._worker.state is WorkerState.READY and not self._stopping):
+                return job
+            await self._write(self._database.writer.unclaim, job.id, job.attempt)
+        finally:
+            self._claiming = False
+        self._service.arrived.set()
+        return None
 
     async def _run(self, job: Job, watch: Watch) -> None:
-        queue_s = time.monotonic() - watch.submitted_mono_s
+        queue_s = self._clock.now() - watch.submitted
         if watch.cancel_requested:
             await self._finish(job, self._ending(State.CANCELLED, watch, queue_s, 0.0))
             return
@@ -136,6 +158,7 @@ class Dispatcher:
         def on_step(step: Step) -> None:
             watch.progress = Progress(step.step, step.steps, step.step_s)
 
+        limit = self._start_run_limit(job, watch)
         try:
             outcome = await self._worker.run(run_message(job.id, job.attempt, job.request), on_step)
         except WorkerStuck as error:
@@ -144,6 +167,21 @@ class Dispatcher:
             await self._lost(job, watch, queue_s, error)
         else:
             self._end_in_background(job, watch, queue_s, outcome)
+        finally:
+            if limit:
+                limit.cancel()
+
+    def _start_run_limit(self, job: Job, watch: Watch) -> asyncio.TimerHandle | None:
+        """From the limit on the job is asked to stop at its next step."""
+        watch.overran = False
+        if self._run_limit_s is None:
+            return None
+
+        def overrun() -> None:
+            watch.overran = True
+            self._worker.cancel(job.id, job.attempt)
+
+        return asyncio.get_running_loop().call_later(self._run_limit_s, overrun)
 
     def _end_in_background(self, job: Job, watch: Watch, queue_s: float, outcome: Done | Failed) -> None:
         """Publishing takes some file syncs; the next job does not wait for them."""
@@ -154,6 +192,9 @@ class Dispatcher:
     async def _end(self, job: Job, watch: Watch, queue_s: float, outcome: Done | Failed) -> None:
         if isinstance(outcome, Done):
             await self._succeed(job, watch, queue_s, outcome)
+        elif outcome.kind == "cancelled" and watch.overran:
+            text = f"The job was stopped: it ran for longer than the {self._run_limit_s:g} s that this server allows."
+            await self._fail(job, watch, queue_s, outcome.compute_s, RunTimeout(text))
         elif outcome.kind == "cancelled" and self._stopping and not job.attached:
             await self._requeue(job, worker_died=False)
         elif outcome.kind == "cancelled":
@@ -199,11 +240,11 @@ class Dispatcher:
         await self._finish(job, replace(ending, error_code=error.code, error_text=error.message))
 
     def _ending(self, state: State, watch: Watch, queue_s: float, compute_s: float) -> Ending:
-        total_s = time.monotonic() - watch.submitted_mono_s
+        total_s = self._clock.now() - watch.submitted
         return Ending(state=state, queue_s=queue_s, compute_s=compute_s, total_s=total_s)
 
     async def _finish(self, job: Job, ending: Ending) -> None:
-        finished = await self._write(self._database.writer.finish, job.id, job.attempt, ending, now=time.time())
+        finished = await self._write(self._database.writer.finish, job.id, job.attempt, ending, now=self._clock.now())
         if finished is None:
             log.warning("ending of an old attempt dropped", job=job.id, attempt=job.attempt)
             return

@@ -1,7 +1,7 @@
 """A job, its states and the transitions between them. Pure: no clock, no database, no loop.
 
     queued ──claim──► running ──► succeeded
-      │                  ├──────► failed
+      ├──────────────────┼──────► failed       (from the queue: it waited too long)
       └──► cancelled ◄───┤
     queued ◄──requeue────┘        (the worker was lost or the server stopped, and attempts are left)
 
@@ -42,6 +42,7 @@ TRANSITIONS = frozenset(
     {
         (State.QUEUED, State.RUNNING),
         (State.QUEUED, State.CANCELLED),
+        (State.QUEUED, State.FAILED),
         (State.RUNNING, State.SUCCEEDED),
         (State.RUNNING, State.FAILED),
         (State.RUNNING, State.CANCELLED),
@@ -67,6 +68,37 @@ class Lane(IntEnum):
     BATCH = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """Which finished jobs are over: those old enough on both counts. Times are readings of the server's clock."""
+
+    submitted_before: float
+    finished_before: float
+
+    @classmethod
+    def at(cls, now: float, ttl_s: float) -> Expiry:
+        """What is over now. ttl_s: from submission; a job that waited long is kept a while after its end anyway."""
+        return cls(now - ttl_s, now - min(ttl_s, LEAST_AFTER_END_S))
+
+    def covers(self, job: Job) -> bool:
+        return (
+            job.finished_at is not None
+            and job.submitted_at <= self.submitted_before
+            and job.finished_at <= self.finished_before
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """What makes two submissions one: the key that the caller chose, and what it asked for in a few bytes.
+
+    fingerprint: equal for equal requests, before anything random is fixed in them.
+    """
+
+    key: str
+    fingerprint: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job to accept.
@@ -74,6 +106,7 @@ class NewJob:
     owner: the caller's id. attached: somebody waits on an open connection, so the job is dropped with it.
     dialect: what the dialect wants to find again, opaque to everyone else. price_micro_usd: for the whole job.
     budget_micro_usd: what the caller may spend in all, None for no limit.
+    idempotency: a job of the same owner under the same key takes this one's place.
     """
 
     id: str
@@ -84,11 +117,12 @@ class NewJob:
     dialect: dict[str, Any] = field(default_factory=dict)
     price_micro_usd: int = 0
     budget_micro_usd: int | None = None
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job as its row has it. Times named `_at` are wall-clock seconds since 1970; `_s` are durations in seconds."""
+    """A job as its row has it. Times named `_at` are the server's clock's readings; `_s` are durations in seconds."""
 
     id: str
     seq: int
@@ -109,6 +143,8 @@ class Job:
     result: GenerationResult | None = None
     error_code: str | None = None
     error_text: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

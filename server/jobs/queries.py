@@ -4,17 +4,31 @@ from __future__ import annotations
 
 COLUMNS = (
     "seq, id, owner, lane, attached, state, attempt, deaths, request, dialect, price_micro_usd, submitted_at,"
-    " queue_s, compute_s, total_s, finished_at, result, error_code, error_text"
+    " queue_s, compute_s, total_s, finished_at, result, error_code, error_text, idempotency_key, fingerprint"
 )
 
 COUNT_QUEUED = "SELECT count(*) FROM jobs WHERE state = 'queued'"
 
+COUNT_QUEUED_OF = "SELECT count(*) FROM jobs WHERE state = 'queued' AND owner = ?"
+
+COUNT_BY_STATE_AND_LANE = "SELECT state, lane, count(*) FROM jobs GROUP BY state, lane"
+
 INSERT = """
-INSERT INTO jobs (id, owner, lane, attached, state, request, input_name, dialect, price_micro_usd, submitted_at)
-VALUES (:id, :owner, :lane, :attached, 'queued', :request, :input_name, :dialect, :price_micro_usd, :submitted_at)
+INSERT INTO jobs (id, owner, lane, attached, state, request, input_name, dialect, price_micro_usd, submitted_at,
+    idempotency_key, fingerprint)
+VALUES (:id, :owner, :lane, :attached, 'queued', :request, :input_name, :dialect, :price_micro_usd, :submitted_at,
+    :idempotency_key, :fingerprint)
 """
 
 GET = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"  # noqa: S608
+
+GET_BY_KEY = f"SELECT {COLUMNS} FROM jobs WHERE owner = ? AND idempotency_key = ?"  # noqa: S608
+
+FORGET_KEY = "UPDATE jobs SET idempotency_key = NULL WHERE id = ?"
+
+LIST = f"""
+SELECT {COLUMNS} FROM jobs WHERE :state IS NULL OR state = :state ORDER BY seq DESC LIMIT :limit
+"""  # noqa: S608
 
 CLAIM = f"""
 UPDATE jobs SET state = 'running', attempt = attempt + 1
@@ -35,6 +49,17 @@ WHERE id = :id AND state = 'queued'
 RETURNING {COLUMNS}
 """  # noqa: S608
 
+FAIL_QUEUED = f"""
+UPDATE jobs SET state = 'failed', finished_at = :now, queue_s = max(:now - submitted_at, 0), compute_s = 0,
+    total_s = max(:now - submitted_at, 0), error_code = :error_code, error_text = :error_text
+WHERE state = 'queued' AND attempt = 0 AND submitted_at <= :submitted_before
+RETURNING {COLUMNS}
+"""  # noqa: S608
+
+UNCLAIM = """
+UPDATE jobs SET state = 'queued', attempt = attempt - 1 WHERE id = :id AND attempt = :attempt AND state = 'running'
+"""
+
 REQUEUE = """
 UPDATE jobs SET state = 'queued', deaths = deaths + :deaths
 WHERE id = :id AND attempt = :attempt AND state = 'running'
@@ -48,6 +73,12 @@ RETURNING {COLUMNS}
 """  # noqa: S608
 
 RECOVER_RUNNING = "UPDATE jobs SET state = 'queued' WHERE state = 'running'"
+
+# Rows from before the machine's clock was set back: no age is negative.
+CLAMP_TIMES = """
+UPDATE jobs SET submitted_at = min(submitted_at, :now), finished_at = min(finished_at, :now)
+WHERE submitted_at > :now OR finished_at > :now
+"""
 
 DELETE_EXPIRED = """
 DELETE FROM jobs WHERE seq IN (

@@ -6,14 +6,15 @@ Accepted means on disk: `submit` returns after the commit.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.errors import Unavailable
+from server.clock import STEADY, Clock
+from server.errors import NotFound, Unavailable
 
 from .database import JobDatabase
-from .model import LEAST_AFTER_END_S, Job, NewJob
+from .model import Expiry, Idempotency, Job, Lane, NewJob, State
+from .store import check_same
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,48 +28,83 @@ class Progress:
 
 @dataclass(slots=True)
 class Watch:
-    """What this process knows of an unfinished job beyond its row."""
+    """What this process knows of an unfinished job beyond its row.
 
-    submitted_mono_s: float
+    submitted: the clock's reading then. final: the job as it ended, once `done` is set because of that.
+    """
+
+    submitted: float
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    final: Job | None = None
     progress: Progress | None = None
     cancel_requested: bool = False
+    overran: bool = False
 
 
 class JobService:
     """Owns accepted jobs. The dispatcher takes them from here and reports back."""
 
-    def __init__(self, database: JobDatabase, *, queue_limit: int, result_ttl_s: float) -> None:
-        self._database = database
-        self._queue_limit, self._result_ttl_s = queue_limit, result_ttl_s
+    def __init__(
+        self,
+        database: JobDatabase,
+        *,
+        queue_limit: int,
+        result_ttl_s: float,
+        owner_limit: int | None = None,
+        clock: Clock = STEADY,
+    ) -> None:
+        self._database, self._clock = database, clock
+        self._queue_limit, self._owner_limit, self._result_ttl_s = queue_limit, owner_limit, result_ttl_s
         self._watches: dict[str, Watch] = {}
         self._accepting = True
         self.arrived = asyncio.Event()
         """Set when there may be something to claim."""
         self.on_cancel: Callable[[str], None] = lambda _: None
         """Called with the id of a job that was no longer waiting when somebody asked to cancel it."""
+        self.on_settled: Callable[[Job], None] = lambda _: None
+        """Called with every job that has become final."""
 
     async def submit(self, new: NewJob) -> Job:
-        """Accepts a job. Raises QueueFull, CannotPay, Unavailable while the server is shutting down."""
+        """Accepts a job, or finds the one that was accepted under the same idempotency key.
+
+        Raises QueueFull, TooManyQueued, CannotPay, KeyReused, and Unavailable while the server is shutting down.
+        """
         if not self._accepting:
             raise Unavailable("The server is shutting down; try again in a moment.", retry_after_s=10)
-        self._watches[new.id] = Watch(time.monotonic())
+        self._watches[new.id] = Watch(self._clock.now())
         try:
             job = await self._database.write(
-                self._database.writer.submit, new, now=time.time(), queue_limit=self._queue_limit
+                self._database.writer.submit,
+                new,
+                now=self._clock.now(),
+                queue_limit=self._queue_limit,
+                owner_limit=self._owner_limit,
+                expiry=self._expiry(),
             )
         except Exception:
             del self._watches[new.id]
             raise
+        if job.id != new.id:
+            del self._watches[new.id]
         self.arrived.set()
         return job
 
     def get(self, job_id: str, owner: str) -> Job | None:
         """The caller's job. Another caller's job is None, like one that does not exist or whose time is over."""
         job = self._database.read.get(job_id)
-        if job is None or job.owner != owner or self._expired(job):
+        return job if job is not None and job.owner == owner and not self._expiry().covers(job) else None
+
+    def find_same(self, owner: str, idempotency: Idempotency) -> Job | None:
+        """The job that this caller submitted under this key, while it is kept. Raises KeyReused."""
+        job = self._database.read.get_by_key(owner, idempotency.key)
+        if job is None or self._expiry().covers(job):
             return None
+        check_same(job, idempotency)
         return job
+
+    def find_any(self, job_id: str) -> Job | None:
+        """The job of whichever caller, for the operator."""
+        return self._database.read.get(job_id)
 
     def spent_micro_usd(self, owner: str) -> int:
         return self._database.read.spent_micro_usd(owner)
@@ -76,27 +112,40 @@ class JobService:
     def count_queued(self) -> int:
         return self._database.read.count_queued()
 
+    def counts(self) -> dict[tuple[State, Lane], int]:
+        return self._database.read.counts()
+
     def progress(self, job_id: str) -> Progress | None:
         watch = self._watches.get(job_id)
         return watch.progress if watch else None
 
     async def wait(self, job: Job, timeout_s: float) -> Job:
-        """The job once it is final. Raises TimeoutError, and leaves the job alone, when that takes too long."""
-        watch = self._watches.get(job.id)
-        if watch is not None:
-            async with asyncio.timeout(timeout_s):
-                await watch.done.wait()
-        return self._database.read.get(job.id) or job
+        """The job once it is final.
+
+        Raises TimeoutError, and leaves the job alone, when that takes too long; Unavailable when the server stops
+        first; NotFound when the job was over and forgotten before anybody could look.
+        """
+        watch = self._watches.get(job.id) or self._watch_unfinished(job.id)
+        if isinstance(watch, Job):
+            return watch
+        async with asyncio.timeout(timeout_s):
+            await watch.done.wait()
+        if watch.final is None:
+            raise Unavailable(
+                "The server is shutting down. The job is kept: ask again with the same Idempotency-Key.",
+                retry_after_s=10,
+            )
+        return watch.final
 
     async def cancel(self, job: Job) -> None:
         """Cancels a job: at once while it waits, before its next step while it runs. A final job stays as it is."""
-        cancelled = await self._database.write(self._database.writer.cancel_queued, job.id, now=time.time())
+        cancelled = await self._database.write(self._database.writer.cancel_queued, job.id, now=self._clock.now())
         if cancelled:
             self.settled(cancelled)
             return
-        watch = self._watches.get(job.id)
-        if watch is not None:
-            watch.cancel_requested = True
+        current = self._database.read.get(job.id)
+        if current is not None and not current.state.final:
+            self.watch_of(current).cancel_requested = True
             self.on_cancel(job.id)
 
     @property
@@ -109,21 +158,29 @@ class JobService:
     # What the dispatcher reports.
 
     def watch_of(self, job: Job) -> Watch:
-        """The job's watch. A job from before a restart gets one whose clock starts by the row's wall time."""
-        age_s = max(time.time() - job.submitted_at, 0.0)
-        return self._watches.setdefault(job.id, Watch(time.monotonic() - age_s))
+        """The watch of an unfinished job. One from before a restart gets a watch that starts by its row's time."""
+        return self._watches.setdefault(job.id, Watch(min(job.submitted_at, self._clock.now())))
 
     def settled(self, job: Job) -> None:
         """The job is final: wakes everyone who waits for it."""
         watch = self._watches.pop(job.id, None)
         if watch:
+            watch.final = job
+            watch.done.set()
+        self.on_settled(job)
+
+    def release_waiters(self) -> None:
+        """The server stops: nobody can wait any longer for a job that is not final yet."""
+        for watch in self._watches.values():
             watch.done.set()
 
-    def _expired(self, job: Job) -> bool:
+    def _watch_unfinished(self, job_id: str) -> Watch | Job:
+        """Of a job that this run of the server has not watched so far: its watch, or itself when it is final."""
+        current = self._database.read.get(job_id)
+        if current is None:
+            raise NotFound(f"Request {job_id} is over and forgotten; FLUX_RESULT_TTL_S is short here.")
+        return current if current.state.final else self.watch_of(current)
+
+    def _expiry(self) -> Expiry:
         """The sweeper's rule, so that a request is gone on the second and not when the sweeper comes by."""
-        now = time.time()
-        return (
-            job.finished_at is not None
-            and job.submitted_at <= now - self._result_ttl_s
-            and job.finished_at <= now - min(self._result_ttl_s, LEAST_AFTER_END_S)
-        )
+        return Expiry.at(self._clock.now(), self._result_ttl_s)

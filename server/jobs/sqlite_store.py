@@ -10,7 +10,6 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from pipelines.request import GenerationRequest, GenerationResult
 from server.errors import InsufficientStorage
 
 from . import queries
-from .model import Ending, IllegalTransition, Job, Lane, NewJob, State, check_transition
-from .store import CannotPay, QueueFull
+from .migrations import migrate
+from .model import Ending, Expiry, IllegalTransition, Job, Lane, NewJob, State, check_transition
+from .store import CannotPay, QueueFull, TooManyQueued, check_same
 
 
 class SqliteStore:
@@ -35,17 +35,24 @@ class SqliteStore:
         else:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.executescript(files(__package__).joinpath("schema.sql").read_text("utf-8"))
+            migrate(self._connection)
 
     def close(self) -> None:
         self._connection.close()
 
-    def submit(self, new: NewJob, *, now: float, queue_limit: int) -> Job:
+    def submit(
+        self,
+        new: NewJob,
+        *,
+        now: float,
+        queue_limit: int,
+        owner_limit: int | None = None,
+        expiry: Expiry | None = None,
+    ) -> Job:
         with self._transaction():
-            if self.count_queued() >= queue_limit:
-                raise QueueFull(
-                    f"The queue is full: {queue_limit} jobs are waiting. Try again in a minute.", retry_after_s=60
-                )
+            if same := self._same(new, expiry):
+                return same
+            self._check_room(new.owner, queue_limit, owner_limit)
             self._reserve(new)
             self._connection.execute(queries.INSERT, _insert_values(new, now))
             return _job(self._connection.execute(queries.GET, (new.id,)).fetchone())
@@ -53,6 +60,14 @@ class SqliteStore:
     def get(self, job_id: str) -> Job | None:
         row = self._connection.execute(queries.GET, (job_id,)).fetchone()
         return _job(row) if row else None
+
+    def get_by_key(self, owner: str, idempotency_key: str) -> Job | None:
+        row = self._connection.execute(queries.GET_BY_KEY, (owner, idempotency_key)).fetchone()
+        return _job(row) if row else None
+
+    def latest(self, *, state: State | None, limit: int) -> list[Job]:
+        rows = self._connection.execute(queries.LIST, {"state": state.value if state else None, "limit": limit})
+        return [_job(row) for row in rows]
 
     def claim(self) -> Job | None:
         with self._transaction():
@@ -85,6 +100,18 @@ class SqliteStore:
             self._refund(job)
         return job
 
+    def fail_queued(self, *, submitted_before: float, now: float, error_code: str, error_text: str) -> list[Job]:
+        values = {"submitted_before": submitted_before, "now": now, "error_code": error_code, "error_text": error_text}
+        with self._transaction():
+            failed = [_job(row) for row in self._connection.execute(queries.FAIL_QUEUED, values)]
+            for job in failed:
+                self._refund(job)
+        return failed
+
+    def unclaim(self, job_id: str, attempt: int) -> bool:
+        with self._transaction():
+            return self._connection.execute(queries.UNCLAIM, {"id": job_id, "attempt": attempt}).rowcount == 1
+
     def requeue(self, job_id: str, attempt: int, *, worker_died: bool) -> bool:
         values = {"id": job_id, "attempt": attempt, "deaths": int(worker_died)}
         with self._transaction():
@@ -98,6 +125,10 @@ class SqliteStore:
             self._connection.execute(queries.RECOVER_RUNNING)
         return cancelled
 
+    def clamp_times(self, *, now: float) -> None:
+        with self._transaction():
+            self._connection.execute(queries.CLAMP_TIMES, {"now": now})
+
     def delete_expired(self, *, submitted_before: float, finished_before: float, limit: int) -> int:
         values = {"submitted_before": submitted_before, "finished_before": finished_before, "limit": limit}
         with self._transaction():
@@ -106,12 +137,40 @@ class SqliteStore:
     def count_queued(self) -> int:
         return int(self._connection.execute(queries.COUNT_QUEUED).fetchone()[0])
 
+    def counts(self) -> dict[tuple[State, Lane], int]:
+        rows = self._connection.execute(queries.COUNT_BY_STATE_AND_LANE)
+        return {(State(state), Lane(lane)): count for state, lane, count in rows}
+
     def inputs_in_use(self) -> set[str]:
         return {row[0] for row in self._connection.execute(queries.INPUTS_IN_USE)}
 
     def spent_micro_usd(self, owner: str) -> int:
         row = self._connection.execute(queries.SPENT, (owner,)).fetchone()
         return int(row[0]) if row else 0
+
+    def _same(self, new: NewJob, expiry: Expiry | None) -> Job | None:
+        """The job that already has this one's idempotency key. One whose time is over gives its key away."""
+        if new.idempotency is None or (job := self.get_by_key(new.owner, new.idempotency.key)) is None:
+            return None
+        if expiry is not None and expiry.covers(job):
+            self._connection.execute(queries.FORGET_KEY, (job.id,))
+            return None
+        check_same(job, new.idempotency)
+        return job
+
+    def _check_room(self, owner: str, queue_limit: int, owner_limit: int | None) -> None:
+        if self.count_queued() >= queue_limit:
+            raise QueueFull(
+                f"The queue is full: {queue_limit} jobs are waiting. Try again in a minute.", retry_after_s=60
+            )
+        if owner_limit is None:
+            return
+        waiting = int(self._connection.execute(queries.COUNT_QUEUED_OF, (owner,)).fetchone()[0])
+        if waiting >= owner_limit:
+            raise TooManyQueued(
+                f"{waiting} jobs of this key are waiting, and {owner_limit} may. Try again when some have run.",
+                retry_after_s=10,
+            )
 
     def _reserve(self, new: NewJob) -> None:
         if new.budget_micro_usd is not None:
@@ -149,6 +208,8 @@ def _insert_values(new: NewJob, now: float) -> dict[str, Any]:
         "dialect": json.dumps(new.dialect),
         "price_micro_usd": new.price_micro_usd,
         "submitted_at": now,
+        "idempotency_key": new.idempotency.key if new.idempotency else None,
+        "fingerprint": new.idempotency.fingerprint if new.idempotency else None,
     }
 
 

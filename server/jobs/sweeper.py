@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import structlog
 
+from server.clock import STEADY, Clock
 from server.media.results import ResultFiles
 
 from .database import JobDatabase
-from .model import LEAST_AFTER_END_S
+from .model import Expiry
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +22,16 @@ INPUT_GRACE_S = 600.0
 
 
 class Sweeper:
-    def __init__(self, database: JobDatabase, results: ResultFiles, *, result_ttl_s: float, file_ttl_s: float) -> None:
-        self._database, self._results = database, results
+    def __init__(
+        self,
+        database: JobDatabase,
+        results: ResultFiles,
+        *,
+        result_ttl_s: float,
+        file_ttl_s: float,
+        clock: Clock = STEADY,
+    ) -> None:
+        self._database, self._results, self._clock = database, results, clock
         self._result_ttl_s, self._file_ttl_s = result_ttl_s, file_ttl_s
         self._task: asyncio.Task[None] | None = None
 
@@ -46,11 +54,11 @@ class Sweeper:
             deleted = await self._delete_expired()
 
     async def _delete_expired(self) -> int:
-        now = time.time()
+        over = Expiry.at(self._clock.now(), self._result_ttl_s)
         return await self._database.write(
             self._database.writer.delete_expired,
-            submitted_before=now - self._result_ttl_s,
-            finished_before=now - min(self._result_ttl_s, LEAST_AFTER_END_S),
+            submitted_before=over.submitted_before,
+            finished_before=over.finished_before,
             limit=BATCH,
         )
 

@@ -6,6 +6,7 @@
 
 A published file's name is its permission: whoever knows it may read it, as at the service whose API this speaks.
 Publishing is crash-safe: contents synced, renamed into place, folder synced, and only then is the job's row committed.
+A file's time of change is the server's clock's reading when it was kept, which its age is told by.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import re
 import secrets
 import shutil
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 from pipelines.request import GenerationResult, OutputFile
+from server.clock import STEADY, Clock
 
 MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
@@ -35,7 +36,8 @@ class TornResult(ValueError):
 class ResultFiles:
     """The data folder's pictures. Blocking work runs in threads."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, clock: Clock = STEADY) -> None:
+        self._clock = clock
         self.spool = data_dir / "spool"
         self._inputs, self._outputs = self.spool / "inputs", self.spool / "outputs"
         self._files = data_dir / "files"
@@ -49,6 +51,8 @@ class ResultFiles:
             folder.mkdir(parents=True, exist_ok=True)
             for half in folder.glob(".*.part"):
                 half.unlink(missing_ok=True)
+        for folder in (self._inputs, self._files):
+            self._clamp_times(folder)
 
     async def keep_input(self, data: bytes, extension: str) -> str:
         """Keeps a control image for a job, on disk when this returns. Returns its name, which is its content's hash."""
@@ -80,14 +84,14 @@ class ResultFiles:
         removed = 0
         for path in list(self._inputs.iterdir()):
             with self._inputs_lock:
-                if path.name not in in_use and _age_s(path) > older_than_s:
+                if path.name not in in_use and self._age_s(path) > older_than_s:
                     path.unlink(missing_ok=True)
                     removed += 1
         return removed
 
     def remove_files(self, *, older_than_s: float) -> int:
         """Removes published files that are older than that. Returns how many."""
-        old = [path for path in self._files.iterdir() if _age_s(path) > older_than_s]
+        old = [path for path in self._files.iterdir() if self._age_s(path) > older_than_s]
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
@@ -95,15 +99,15 @@ class ResultFiles:
     def _keep_input(self, data: bytes, extension: str) -> str:
         path = self._inputs / f"{hashlib.sha256(data).hexdigest()}.{extension}"
         with self._inputs_lock:
-            if path.exists():
-                os.utime(path)
-            else:
+            if not path.exists():
                 _write_durably(path, data)
+            self._stamp(path)
         return path.name
 
     def _keep_upload(self, data: bytes, extension: str) -> str:
         path = self._files / _new_name(extension)
         _write_durably(path, data)
+        self._stamp(path)
         return path.name
 
     def _publish(self, result: GenerationResult) -> GenerationResult:
@@ -131,7 +135,24 @@ class ResultFiles:
     def _place(self, output: OutputFile) -> OutputFile:
         name = _new_name(output.format)
         (self._outputs / output.file).rename(self._files / name)
+        self._stamp(self._files / name)
         return replace(output, file=name)
+
+    def _stamp(self, path: Path) -> None:
+        os.utime(path, (self._clock.now(),) * 2)
+
+    def _age_s(self, path: Path) -> float:
+        """Seconds since the file was kept or asked for again; 0 for one that is gone meanwhile."""
+        try:
+            return self._clock.now() - path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def _clamp_times(self, folder: Path) -> None:
+        """No age is negative: what lies ahead, because the machine's clock was set back, begins its time now."""
+        for path in folder.iterdir():
+            if self._age_s(path) < 0:
+                self._stamp(path)
 
 
 def _new_name(extension: str) -> str:
@@ -149,14 +170,6 @@ def _write_durably(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
-
-
-def _age_s(path: Path) -> float:
-    """Seconds since the file was written or touched; 0 for one that is gone meanwhile."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def _sync_file(path: Path) -> None:

@@ -8,16 +8,15 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipelines.request import GenerationRequest
-from server.errors import ServerError, Unavailable
-from server.jobs import service as service_module
+from server.clock import STEADY, Clock
+from server.errors import KeyReused, NotFound, ServerError, Unavailable
 from server.jobs.database import JobDatabase
-from server.jobs.model import Ending, Job, Lane, NewJob, State
+from server.jobs.model import Ending, Idempotency, Job, Lane, NewJob, State
 from server.jobs.service import JobService, Progress
 from server.jobs.sqlite_store import SqliteStore
 from server.jobs.store import QueueFull
@@ -36,13 +35,25 @@ def ending(state: State = State.SUCCEEDED) -> Ending:
     return Ending(state=state, queue_s=0.0, compute_s=0.0, total_s=0.0)
 
 
+class HandClock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self, now: float) -> None:
+        self.at = now
+
+    def now(self) -> float:
+        return self.at
+
+
 class World:
     """A database with its service, and what the dispatcher would do."""
 
-    def __init__(self, folder: Path, *, queue_limit: int = 100, result_ttl_s: float = 3600.0) -> None:
+    def __init__(
+        self, folder: Path, *, queue_limit: int = 100, result_ttl_s: float = 3600.0, clock: Clock = STEADY
+    ) -> None:
         self.path = folder / "jobs.sqlite3"
         self.database = JobDatabase(self.path)
-        self.service = JobService(self.database, queue_limit=queue_limit, result_ttl_s=result_ttl_s)
+        self.service = JobService(self.database, queue_limit=queue_limit, result_ttl_s=result_ttl_s, clock=clock)
 
     async def claim(self) -> Job:
         job = await self.database.write(self.database.writer.claim)
@@ -188,35 +199,33 @@ def test_a_job_belongs_to_its_owner_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_finished_job_is_forgotten_on_the_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ttl_s: float, submitted: float, finished: float, gone: float
+    tmp_path: Path, ttl_s: float, submitted: float, finished: float, gone: float
 ) -> None:
-    clock = SimpleNamespace(now=submitted)
-    monkeypatch.setattr(service_module, "time", SimpleNamespace(time=lambda: clock.now, monotonic=time.monotonic))
+    clock = HandClock(submitted)
 
     async def test(world: World) -> None:
         job = await world.service.submit(new_job())
         assert job.submitted_at == submitted
         await world.finish(job, now=finished)
-        clock.now = gone - 0.5
+        clock.at = gone - 0.5
         assert world.service.get("a", "ann") is not None
-        clock.now = gone
+        clock.at = gone
         assert world.service.get("a", "ann") is None
 
-    with_world(test, tmp_path, result_ttl_s=ttl_s)
+    with_world(test, tmp_path, result_ttl_s=ttl_s, clock=clock)
 
 
-def test_a_job_that_has_not_ended_is_never_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(service_module, "time", SimpleNamespace(time=lambda: clock.now, monotonic=time.monotonic))
+def test_a_job_that_has_not_ended_is_never_forgotten(tmp_path: Path) -> None:
+    clock = HandClock(1000.0)
 
     async def test(world: World) -> None:
         await world.service.submit(new_job())
-        clock.now = 1e9
+        clock.at = 1e9
         assert world.service.get("a", "ann") is not None
         await world.claim()
         assert world.service.get("a", "ann") is not None
 
-    with_world(test, tmp_path)
+    with_world(test, tmp_path, clock=clock)
 
 
 def test_progress_is_known_while_the_job_is_unfinished(tmp_path: Path) -> None:
@@ -296,7 +305,114 @@ def test_a_waiter_that_gives_up_does_not_wake_the_others(tmp_path: Path) -> None
     with_world(test, tmp_path)
 
 
+def test_a_job_that_was_swept_before_anybody_looked_is_not_found_rather_than_waiting(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        job = await world.service.submit(new_job())
+        await world.finish(job)
+        world.database.writer.delete_expired(submitted_before=1e12, finished_before=1e12, limit=9)
+        with pytest.raises(NotFound, match="forgotten"):
+            await world.service.wait(job, LONG_S)
+
+    with_world(test, tmp_path)
+
+
+def test_who_waits_gets_the_end_even_of_a_job_that_is_swept_at_once(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        job = await world.service.submit(new_job())
+        waiting = asyncio.create_task(world.service.wait(job, LONG_S))
+        await turns()
+        final = await world.finish(job)
+        world.database.writer.delete_expired(submitted_before=1e12, finished_before=1e12, limit=9)
+        assert await waiting == final
+
+    with_world(test, tmp_path)
+
+
+def test_a_job_from_before_a_restart_is_waited_for(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        job = world.database.writer.submit(new_job(), now=1.0, queue_limit=9)
+        waiting = asyncio.create_task(world.service.wait(job, LONG_S))
+        await turns()
+        assert not waiting.done()
+        final = await world.finish(job)
+        assert await waiting == final
+
+    with_world(test, tmp_path)
+
+
+def test_a_server_that_stops_lets_go_of_who_waits(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        job = await world.service.submit(new_job())
+        waiting = asyncio.create_task(world.service.wait(job, LONG_S))
+        await turns()
+        world.service.release_waiters()
+        with pytest.raises(Unavailable, match="same Idempotency-Key"):
+            await waiting
+
+    with_world(test, tmp_path)
+
+
+# One request sent several times.
+
+
+def keyed(job_id: str, fingerprint: str = "f") -> NewJob:
+    return new_job(job_id, idempotency=Idempotency("k", fingerprint))
+
+
+def test_many_at_once_under_one_key_are_one_job_and_leave_one_watch(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        jobs = await asyncio.gather(*(world.service.submit(keyed(f"job{index}")) for index in range(50)))
+        assert {job.id for job in jobs} == {"job0"}
+        assert world.service.count_queued() == 1
+        assert set(world.service._watches) == {"job0"}
+
+    with_world(test, tmp_path)
+
+
+def test_a_job_is_found_by_its_key_for_as_long_as_it_is_kept(tmp_path: Path) -> None:
+    clock = HandClock(1000.0)
+
+    async def test(world: World) -> None:
+        same = Idempotency("k", "f")
+        assert world.service.find_same("ann", same) is None
+        job = await world.service.submit(keyed("a"))
+        assert world.service.find_same("ann", same) == job
+        assert world.service.find_same("ben", same) is None
+        with pytest.raises(KeyReused):
+            world.service.find_same("ann", Idempotency("k", "g"))
+        final = await world.finish(job, now=1001.0)
+        clock.at = 4599.0
+        assert world.service.find_same("ann", same) == final
+        clock.at = 4600.0
+        assert world.service.find_same("ann", same) is None
+        assert (await world.service.submit(keyed("b"))).id == "b"
+
+    with_world(test, tmp_path, clock=clock)
+
+
+def test_a_server_that_shuts_down_still_knows_keys(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        job = await world.service.submit(keyed("a"))
+        world.service.stop_accepting()
+        assert world.service.find_same("ann", Idempotency("k", "f")) == job
+
+    with_world(test, tmp_path)
+
+
 # Cancelling.
+
+
+def test_a_running_job_from_before_a_restart_can_be_cancelled(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        asked: list[str] = []
+        world.service.on_cancel = asked.append
+        job = world.database.writer.submit(new_job(), now=1.0, queue_limit=9)
+        await world.claim()
+        await world.service.cancel(job)
+        assert asked == ["a"]
+        assert world.service.watch_of(job).cancel_requested
+
+    with_world(test, tmp_path)
 
 
 def test_cancelling_a_waiting_job_ends_it_and_wakes_who_waits(tmp_path: Path) -> None:
@@ -367,14 +483,13 @@ def test_cancelling_one_job_leaves_the_others(tmp_path: Path) -> None:
 def test_a_job_from_before_a_restart_keeps_its_age(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         store = world.database.writer
-        old = store.submit(new_job("old"), now=time.time() - 500.0, queue_limit=9)
-        ahead = store.submit(new_job("ahead"), now=time.time() + 500.0, queue_limit=9)
-        age_s = time.monotonic() - world.service.watch_of(old).submitted_mono_s
-        assert age_s == pytest.approx(500.0, abs=5.0)
+        old = store.submit(new_job("old"), now=500.0, queue_limit=9)
+        ahead = store.submit(new_job("ahead"), now=1500.0, queue_limit=9)
+        assert world.service.watch_of(old).submitted == 500.0
         assert world.service.watch_of(old) is world.service.watch_of(old)
-        assert time.monotonic() - world.service.watch_of(ahead).submitted_mono_s == pytest.approx(0.0, abs=5.0)
+        assert world.service.watch_of(ahead).submitted == 1000.0
 
-    with_world(test, tmp_path)
+    with_world(test, tmp_path, clock=HandClock(1000.0))
 
 
 def test_closing_waits_for_what_is_being_written(tmp_path: Path) -> None:

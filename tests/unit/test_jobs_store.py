@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from pipelines.request import GenerationRequest, GenerationResult, OutputFile
-from server.errors import InsufficientStorage
+from server.errors import InsufficientStorage, KeyReused
 from server.jobs import queries
-from server.jobs.model import Ending, IllegalTransition, Job, Lane, NewJob, State
+from server.jobs.model import Ending, Expiry, Idempotency, IllegalTransition, Job, Lane, NewJob, State
 from server.jobs.sqlite_store import SqliteStore
-from server.jobs.store import CannotPay, QueueFull
+from server.jobs.store import CannotPay, QueueFull, TooManyQueued
 
 STORES: dict[str, Callable[[Path], Any]] = {"sqlite": lambda folder: SqliteStore(folder / "jobs.sqlite3")}
 
@@ -408,6 +408,114 @@ def test_a_new_job_never_takes_the_place_of_a_deleted_one(store: Any) -> None:
     assert submit(store, "b").seq > before
 
 
+@pytest.mark.parametrize("ahead", [300.0, 7200.0])
+def test_times_from_before_the_machines_clock_was_set_back_become_now(store: Any, ahead: float) -> None:
+    finished_job(store, "done", submitted=1000.0 + ahead, finished=1010.0 + ahead)
+    finished_job(store, "old", submitted=900.0, finished=990.0)
+    submit(store, "waits", now=1000.0 + ahead)
+    store.clamp_times(now=1000.0)
+    assert (store.get("done").submitted_at, store.get("done").finished_at) == (1000.0, 1000.0)
+    assert (store.get("old").submitted_at, store.get("old").finished_at) == (900.0, 990.0)
+    assert (store.get("waits").submitted_at, store.get("waits").finished_at) == (1000.0, None)
+
+
+# One request sent several times.
+
+
+def keyed(job_id: str, key: str = "k", fingerprint: str = "f", **changes: Any) -> NewJob:
+    return new_job(job_id, idempotency=Idempotency(key, fingerprint), **changes)
+
+
+def test_the_same_key_and_request_are_one_job_and_are_paid_once(store: Any) -> None:
+    first = store.submit(keyed("a", price_micro_usd=5), now=1.0, queue_limit=1)
+    for state in (State.QUEUED, State.RUNNING, State.SUCCEEDED):
+        again = store.submit(keyed("b", price_micro_usd=5), now=2.0, queue_limit=1)
+        assert (again.id, again.seq, again.state) == ("a", first.seq, state)
+        store.claim()
+        if state is State.RUNNING:
+            store.finish("a", 1, ending(), now=3.0)
+    assert store.get("b") is None
+    assert store.spent_micro_usd("ann") == 5
+    assert store.get_by_key("ann", "k").id == "a"
+
+
+def test_the_same_key_for_another_request_is_refused(store: Any) -> None:
+    store.submit(keyed("a"), now=1.0, queue_limit=LIMIT)
+    with pytest.raises(KeyReused) as refused:
+        store.submit(keyed("b", fingerprint="g", price_micro_usd=5), now=2.0, queue_limit=LIMIT)
+    assert refused.value.http_status == 422
+    assert store.spent_micro_usd("ann") == 0
+
+
+def test_keys_are_apart_by_owner_and_jobs_without_a_key_are_never_the_same(store: Any) -> None:
+    for new in (keyed("a"), keyed("b", owner="ben"), keyed("c", key="l"), new_job("d"), new_job("e")):
+        assert store.submit(new, now=1.0, queue_limit=LIMIT).id == new.id
+    assert store.get_by_key("ben", "k").id == "b"
+    assert store.get_by_key("cleo", "k") is None
+
+
+def test_a_job_whose_time_is_over_gives_its_key_away(store: Any) -> None:
+    store.submit(keyed("a"), now=1.0, queue_limit=LIMIT)
+    store.claim()
+    store.finish("a", 1, ending(), now=2.0)
+    kept, over = Expiry(0.5, 9.0), Expiry(1.0, 2.0)
+    assert store.submit(keyed("b"), now=3.0, queue_limit=LIMIT, expiry=kept).id == "a"
+    assert store.submit(keyed("b", fingerprint="g"), now=3.0, queue_limit=LIMIT, expiry=over).id == "b"
+    assert store.get_by_key("ann", "k").id == "b"
+    assert store.get("a") is not None
+
+
+def test_a_caller_may_queue_as_many_as_its_limit_and_not_one_more(store: Any) -> None:
+    for index in range(2):
+        store.submit(new_job(f"a{index}"), now=1.0, queue_limit=LIMIT, owner_limit=2)
+    with pytest.raises(TooManyQueued) as refused:
+        store.submit(new_job("a2", price_micro_usd=5), now=1.0, queue_limit=LIMIT, owner_limit=2)
+    assert (refused.value.http_status, refused.value.code) == (429, "too_many_queued")
+    assert refused.value.retry_after_s
+    assert store.spent_micro_usd("ann") == 0
+    store.submit(new_job("b", owner="ben"), now=1.0, queue_limit=LIMIT, owner_limit=2)
+    store.claim()
+    store.submit(new_job("a2"), now=1.0, queue_limit=LIMIT, owner_limit=2)
+
+
+# Deadlines, claims taken back, and what the operator sees.
+
+
+def test_what_waited_too_long_fails_and_is_refunded(store: Any) -> None:
+    for job_id, now in (("went-back", 1.0), ("old", 2.0), ("older", 1.0), ("young", 3.0)):
+        submit(store, job_id, now=now, price_micro_usd=5)
+    store.claim()
+    store.requeue("went-back", 1, worker_died=True)
+    failed = store.fail_queued(submitted_before=2.0, now=10.0, error_code="queue_timeout", error_text="late")
+    assert {job.id for job in failed} == {"old", "older"}
+    old = store.get("old")
+    assert (old.state, old.error_code, old.error_text) == (State.FAILED, "queue_timeout", "late")
+    assert (old.queue_s, old.compute_s, old.total_s, old.finished_at) == (8.0, 0.0, 8.0, 10.0)
+    assert store.spent_micro_usd("ann") == 10
+    assert claim_all(store) == ["went-back", "young"]
+
+
+def test_a_claim_taken_back_leaves_no_trace(store: Any) -> None:
+    waiting = submit(store, "a")
+    store.claim()
+    assert store.unclaim("a", 2) is False
+    assert store.unclaim("a", 1) is True
+    assert store.get("a") == waiting
+    assert store.unclaim("a", 1) is False
+    assert store.claim().attempt == 1
+
+
+def test_counts_and_the_latest_jobs(store: Any) -> None:
+    assert store.counts() == {}
+    assert store.latest(state=None, limit=5) == []
+    for job_id, lane in (("a", Lane.BATCH), ("b", Lane.INTERACTIVE), ("c", Lane.BATCH), ("d", Lane.BATCH)):
+        submit(store, job_id, lane=lane)
+    store.claim()
+    assert store.counts() == {(State.QUEUED, Lane.BATCH): 3, (State.RUNNING, Lane.INTERACTIVE): 1}
+    assert [job.id for job in store.latest(state=None, limit=3)] == ["d", "c", "b"]
+    assert [job.id for job in store.latest(state=State.RUNNING, limit=3)] == ["b"]
+
+
 # Reading back.
 
 
@@ -594,13 +702,17 @@ class Anything(dict[str, None]):
         ("GET", "sqlite_autoindex_jobs_1"),
         ("FINISH", "sqlite_autoindex_jobs_1"),
         ("REQUEUE", "sqlite_autoindex_jobs_1"),
+        ("UNCLAIM", "sqlite_autoindex_jobs_1"),
+        ("FAIL_QUEUED", "jobs_by_turn"),
+        ("GET_BY_KEY", "jobs_by_idempotency_key"),
+        ("COUNT_QUEUED_OF", "jobs_waiting_by_owner"),
         ("CANCEL_QUEUED", "sqlite_autoindex_jobs_1"),
         ("SPENT", "sqlite_autoindex_spending_1"),
     ],
 )
 def test_no_statement_looks_at_every_row(sqlite: SqliteStore, statement: str, index: str) -> None:
     sql: str = getattr(queries, statement)
-    values: Any = (None,) if "?" in sql else Anything()
+    values: Any = (None,) * sql.count("?") or Anything()
     plan = [row["detail"] for row in sqlite._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
     assert any(f"USING INDEX {index} " in line or f"USING COVERING INDEX {index} " in line for line in plan), plan
     assert not any(line.startswith("SCAN") for line in plan), plan

@@ -149,7 +149,7 @@ def test_exactly_the_three_packages_are_shipped(project: dict[str, Any]) -> None
 
 @IN_PROJECT
 def test_everything_that_the_code_reads_lies_in_a_package() -> None:
-    assert (folder_of("server") / "jobs" / "schema.sql").is_file()
+    assert (folder_of("server") / "jobs" / "schema" / "0001_jobs.sql").is_file()
 
 
 @IN_PROJECT

@@ -297,3 +297,9 @@ def test_only_the_workers_entry_writes_to_the_environment() -> None:
     writers = {path for path in sources() if "environ" in path.read_text("utf-8").replace("environment", "")}
     folder = Path(server.__path__[0])
     assert writers <= {folder / "settings.py", folder / "worker" / "main.py"}
+
+
+def test_files_may_not_go_before_the_requests_that_name_them() -> None:
+    with pytest.raises(ValidationError, match=r"file_ttl_s \(59\) is shorter than result_ttl_s \(60\)"):
+        Settings(result_ttl_s=60, file_ttl_s=59)
+    assert Settings(result_ttl_s=60, file_ttl_s=60).file_ttl_s == 60

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,12 +22,21 @@ LIMIT_S = 20.0
 NOW = 1_000_000.0
 
 
+class AtNow:
+    """The clock of the requests, at NOW. That of the files is the true one."""
+
+    def now(self) -> float:
+        return NOW
+
+
 class World:
     def __init__(self, folder: Path, *, result_ttl_s: float, file_ttl_s: float) -> None:
         self.results = ResultFiles(folder)
         self.results.prepare()
         self.database = JobDatabase(folder / "jobs.sqlite3")
-        self.sweeper = Sweeper(self.database, self.results, result_ttl_s=result_ttl_s, file_ttl_s=file_ttl_s)
+        self.sweeper = Sweeper(
+            self.database, self.results, result_ttl_s=result_ttl_s, file_ttl_s=file_ttl_s, clock=AtNow()
+        )
 
     def submit(self, job_id: str, *, submitted: float = NOW, control_image: str | None = None) -> None:
         request = GenerationRequest(
@@ -69,14 +77,6 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.005)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The wall clock of the sweeper's own file, at NOW."""
-    clock = SimpleNamespace(time=lambda: NOW)
-    monkeypatch.setattr(sweeper_module, "time", clock)
-    return clock
-
-
 def age(path: Path, age_s: float) -> None:
     os.utime(path, (time.time() - age_s,) * 2)
 
@@ -92,7 +92,7 @@ def age(path: Path, age_s: float) -> None:
     ],
 )
 def test_requests_are_forgotten_by_the_same_rule_as_they_are_answered(
-    tmp_path: Path, clock: SimpleNamespace, submitted_ago: float, finished_ago: float, stays: bool
+    tmp_path: Path, submitted_ago: float, finished_ago: float, stays: bool
 ) -> None:
     async def test(world: World) -> None:
         world.finished("a", submitted=NOW - submitted_ago, finished=NOW - finished_ago)
@@ -102,7 +102,7 @@ def test_requests_are_forgotten_by_the_same_rule_as_they_are_answered(
     with_world(test, tmp_path)
 
 
-def test_a_short_life_is_not_made_longer_by_the_ten_minutes(tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_a_short_life_is_not_made_longer_by_the_ten_minutes(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         world.finished("gone", submitted=NOW - 70.0, finished=NOW - 60.0)
         world.finished("stays", submitted=NOW - 70.0, finished=NOW - 59.0)
@@ -113,7 +113,7 @@ def test_a_short_life_is_not_made_longer_by_the_ten_minutes(tmp_path: Path, cloc
     with_world(test, tmp_path, result_ttl_s=60.0)
 
 
-def test_unfinished_requests_stay_however_old(tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_unfinished_requests_stay_however_old(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         world.submit("runs", submitted=0.0)
         world.database.writer.claim()
@@ -125,9 +125,7 @@ def test_unfinished_requests_stay_however_old(tmp_path: Path, clock: SimpleNames
     with_world(test, tmp_path)
 
 
-def test_one_sweep_forgets_everything_in_batches(
-    tmp_path: Path, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_sweep_forgets_everything_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeper_module, "BATCH", 3)
 
     async def test(world: World) -> None:
@@ -193,9 +191,7 @@ def test_files_go_before_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with_world(test, tmp_path)
 
 
-def test_a_started_sweeper_sweeps_again_and_again(
-    tmp_path: Path, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_started_sweeper_sweeps_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeper_module, "PERIOD_S", 0.01)
 
     async def test(world: World) -> None:
@@ -208,9 +204,7 @@ def test_a_started_sweeper_sweeps_again_and_again(
     with_world(test, tmp_path)
 
 
-def test_a_sweep_that_fails_is_logged_and_tried_again(
-    tmp_path: Path, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_that_fails_is_logged_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeper_module, "PERIOD_S", 0.01)
 
     async def test(world: World) -> None:

@@ -18,21 +18,29 @@ from pipelines.request import SEED_SPACE, GenerationRequest
 from server.accounts import MICRO
 from server.api.public_url import public_base
 from server.errors import InsufficientStorage, InvalidInput, NotFound
-from server.jobs.model import Job, Lane, NewJob
+from server.jobs.model import Idempotency, Job, Lane, NewJob
 from server.media.control_image import read_picture
 from server.services import Services, caller_of
 
 from .body import read_body
+from .idempotency import fingerprint, idempotency_key
 from .models import SegmindCall, parse, size_of
 
 
-async def accept(request: Request, services: Services, slug: str, *, attached: bool) -> tuple[Job, SegmindCall]:
-    """Accepts one call as a job.
+async def accept(request: Request, services: Services, slug: str, *, waits: bool) -> tuple[Job, SegmindCall]:
+    """Accepts one call as a job, or finds the one that was accepted under the same idempotency key.
 
-    attached: its caller waits on this connection (v1). Raises the ServerError that says why it cannot be accepted.
+    waits: its caller waits on this connection (v1). Without an idempotency key the job is then dropped with it; with
+    one somebody will come back. Raises the ServerError that says why it cannot be accepted.
     """
+    services.rates.take(caller_of(request).id)
+    key = idempotency_key(request)
     body = await read_body(request, max_bytes=services.settings.max_body_bytes)
-    call = parse(slug, body, draw_seed=lambda: secrets.randbelow(SEED_SPACE))
+    seed = _Seed()
+    call = parse(slug, body, draw_seed=seed.draw)
+    idempotency = Idempotency(key, fingerprint(call, drew_seed=seed.drawn)) if key else None
+    if idempotency and (same := services.jobs.find_same(caller_of(request).id, idempotency)):
+        return same, call
     _check_available(services, call)
     await _check_loras(services, call)
     generation = await _complete(request, services, call)
@@ -41,15 +49,26 @@ async def accept(request: Request, services: Services, slug: str, *, attached: b
         NewJob(
             id=str(uuid.uuid4()),
             owner=caller.id,
-            lane=Lane.INTERACTIVE if attached else Lane.BATCH,
-            attached=attached,
+            lane=Lane.INTERACTIVE if waits else Lane.BATCH,
+            attached=waits and idempotency is None,
             request=generation,
             dialect={"slug": slug},
             price_micro_usd=_price(services, call),
             budget_micro_usd=caller.budget_micro_usd,
+            idempotency=idempotency,
         )
     )
     return job, call
+
+
+class _Seed:
+    """Draws a seed where a call asks for a random one, and remembers that it did."""
+
+    drawn = False
+
+    def draw(self) -> int:
+        self.drawn = True
+        return secrets.randbelow(SEED_SPACE)
 
 
 async def _complete(request: Request, services: Services, call: SegmindCall) -> GenerationRequest:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipelines.request import OutputFile
@@ -144,8 +144,8 @@ def metrics(job: Job, balance_micro_usd: int) -> dict[str, Any]:
     return figures
 
 
-def headers(job: Job, base: str, balance_micro_usd: int, *, demo: bool) -> dict[str, str]:
-    """The headers of a v1 success."""
+def headers(job: Job, base: str, balance_micro_usd: int, *, demo: bool, rate_full_in_s: float) -> dict[str, str]:
+    """The headers of a v1 success. rate_full_in_s: until the caller's rate limit has forgotten what was sent."""
     assert job.result is not None
     images = job.result.images
     values = {
@@ -154,8 +154,9 @@ def headers(job: Job, base: str, balance_micro_usd: int, *, demo: bool) -> dict[
         "x-cost": usd(job.price_micro_usd),
         "x-generation-time": f"{job.compute_s or 0.0:.4f}",
         "x-seed-value": str(job.request.seed),
-        # No rate limit holds a caller back here, so the limit resets now.
-        "x-rate-limit-reset-at-utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "x-rate-limit-reset-at-utc": (datetime.now(UTC) + timedelta(seconds=rate_full_in_s)).isoformat(
+            timespec="seconds"
+        ),
         "x-output-metadata": json.dumps({"height": images[0].height, "width": images[0].width, "samples": len(images)}),
         "x-model": job.request.model,
     }

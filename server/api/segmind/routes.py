@@ -9,10 +9,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from server.accounts import MICRO
 from server.api.public_url import public_base
-from server.errors import InsufficientCredits, InvalidInput, NotFound, Unavailable, WaitTimeout, job_error
+from server.errors import Conflict, InsufficientCredits, InvalidInput, NotFound, Unavailable, WaitTimeout, job_error
 from server.jobs.model import Job, State
 from server.media.results import MEDIA_TYPES
 from server.services import Services, caller_of, services_of
@@ -21,6 +22,7 @@ from . import replies
 from .accept import wants_image
 from .body import read_body
 from .catalogue import model_information_list, request_body_openapi
+from .idempotency import HEADER_OPENAPI
 from .intake import accept, check_disk, take_picture
 from .models import MODELS, SegmindCall
 
@@ -30,10 +32,12 @@ router = APIRouter(tags=["segmind"])
 
 
 async def run_blocking(request: Request, slug: str) -> Response:
-    """v1: one call, answered when the picture is there. A caller that hangs up cancels its job."""
+    """v1: answered when the picture is there. Hanging up cancels the job, unless it has an idempotency key."""
     services = services_of(request)
-    job, call = await accept(request, services, slug, attached=True)
+    job, call = await accept(request, services, slug, waits=True)
     job = await _wait_or_cancel(request, services, job)
+    if job.state is State.CANCELLED and services.jobs.accepting:
+        raise Conflict(replies.CANCELLED_TEXT)
     if job.state is State.CANCELLED:
         raise Unavailable("The request was cancelled, as the server is shutting down.", retry_after_s=10)
     if job.state is State.FAILED:
@@ -45,7 +49,7 @@ async def submit(request: Request, slug: str) -> Response:
     """v2: accepts the call and says where to ask for it."""
     services = services_of(request)
     try:
-        job, _ = await accept(request, services, slug, attached=False)
+        job, _ = await accept(request, services, slug, waits=False)
     except InsufficientCredits as error:
         error.http_status = services.settings.no_credits_status_v2
         raise
@@ -69,7 +73,7 @@ for _slug, _model in MODELS.items():
             operation_id=f"{_version}_{_slug.replace('-', '_')}",
             summary=f"{_model.title} ({'blocking' if _version == 'v1' else 'submit'})",
             description=_model.description,
-            openapi_extra={"requestBody": request_body_openapi(_slug)},
+            openapi_extra={"requestBody": request_body_openapi(_slug), "parameters": [HEADER_OPENAPI]},
         )
 
 
@@ -122,6 +126,7 @@ async def credits(request: Request) -> dict[str, float]:
 )
 async def upload_asset(request: Request) -> dict[str, Any]:
     services = services_of(request)
+    services.rates.take(caller_of(request).id)
     check_disk(services)
     body = await read_body(request, max_bytes=services.settings.max_body_bytes)
     base = public_base(request, services.settings)
@@ -153,22 +158,34 @@ def _uploads(body: dict[str, Any]) -> list[str | bytes]:
 
 
 async def _wait_or_cancel(request: Request, services: Services, job: Job) -> Job:
-    """The final job. Cancels it when its caller hangs up, or when it takes longer than a blocking call may."""
+    """The final job. An attached one is cancelled when its caller hangs up, or waits longer than a call may."""
     limit_s = services.settings.wait_limit_s
     waiting = asyncio.ensure_future(services.jobs.wait(job, limit_s))
     leaving = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            await services.jobs.cancel(job)
+            await _hung_up(services, job)
         return await waiting
     except TimeoutError:
+        if not job.attached:
+            raise WaitTimeout(
+                f"The picture was not ready within {limit_s:g} s; ask again with the same Idempotency-Key."
+            ) from None
         await services.jobs.cancel(job)
         raise WaitTimeout(
             f"The picture was not ready within {limit_s:g} s and was cancelled; submit it to /v2 and poll instead."
         ) from None
     finally:
         leaving.cancel()
+        waiting.cancel()
+
+
+async def _hung_up(services: Services, job: Job) -> None:
+    """Cancels a job that nobody can ask for again. One with an idempotency key goes on; only its reply is given up."""
+    if not job.attached:
+        raise ClientDisconnect
+    await services.jobs.cancel(job)
 
 
 async def _disconnected(request: Request) -> None:
@@ -180,7 +197,8 @@ async def _success(request: Request, services: Services, job: Job, call: Segmind
     assert job.result is not None
     base, balance = public_base(request, services.settings), _balance(request, services)
     demo = services.demo
-    head = replies.headers(job, base, balance, demo=demo)
+    rate_full_in_s = services.rates.full_in_s(caller_of(request).id)
+    head = replies.headers(job, base, balance, demo=demo, rate_full_in_s=rate_full_in_s)
     if _wants_bytes(request, services, call):
         first = job.result.images[0]
         return Response(await _read(services, first.file), headers=head, media_type=MEDIA_TYPES[first.format])
