@@ -142,6 +142,7 @@ def _serve(settings: Settings) -> None:
     from .app import create_app
     from .draining import DrainingServer
     from .logs import set_up_logs
+    from .wire import WireLimits, bounded_http
 
     set_up_logs(settings)
     lock = _lock(settings.data_dir)
@@ -160,6 +161,8 @@ def _serve(settings: Settings) -> None:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=5,
+            http=bounded_http(WireLimits(connections=settings.max_connections, head_s=settings.head_limit_s)),
+            ws="none",
         ),
     )
     # uvicorn raises the signal that stopped it once more when it is done; a stop that was asked for is no failure.

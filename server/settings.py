@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     max_picture_bytes: int = Field(20 * 1024 * 1024, gt=0, description="Largest control image file.")
     max_picture_pixels: int = Field(16_777_216, gt=0, le=16_777_216, description="Most pixels of a control image.")
     body_limit_s: float = Field(30.0, gt=0, description="Time that a request's body may take to arrive.")
+    head_limit_s: float = Field(30.0, gt=0, description="Time that a request's head may take, and an idle connection.")
+    max_connections: int = Field(512, ge=1, description="Connections open at once; one more is refused with 503.")
     min_free_bytes: int = Field(2 * 1024**3, ge=0, description="Disk space below which new work is refused.")
 
     fetch_urls: bool = Field(True, description="Fetch control images that are given as a URL.")
