@@ -17,7 +17,7 @@ from weights.locate import Located, WantedEstimator, locate
 
 from . import health
 from .accounts import Accounts
-from .api import files, refusals
+from .api import files, metrics, refusals
 from .api.segmind import replies, routes
 from .guard import Guard
 from .jobs.database import JobDatabase
@@ -25,8 +25,10 @@ from .jobs.deadlines import QueueDeadline
 from .jobs.dispatcher import Dispatcher
 from .jobs.service import JobService
 from .jobs.sweeper import Sweeper
+from .measure import Measure
 from .media.fetch import Fetcher, FetchPolicy
 from .media.results import ResultFiles
+from .metrics import Metrics
 from .rates import RateLimits
 from .services import Services
 from .settings import DATABASE_NAME, Settings
@@ -57,8 +59,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     accounts = Accounts(settings)
     app.state.accounts = accounts
+    app.state.metrics = Metrics()
     app.include_router(health.router)
     app.include_router(files.router)
+    app.include_router(metrics.router)
     app.include_router(routes.router)
     refusals.install(app)
     app.add_middleware(Guard, accounts=accounts, body_limit_s=settings.body_limit_s, refuse=refusals.refuse)
@@ -71,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=replies.EXPOSED_HEADERS,
         )
+    app.add_middleware(Measure, metrics=app.state.metrics)
     return app
 
 
@@ -119,6 +124,7 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         owner_limit=settings.queued_per_key,
         result_ttl_s=settings.result_ttl_s,
     )
+    jobs.on_settled = app.state.metrics.job_ended
     fetcher = Fetcher(_fetch_policy(settings))
     dispatcher = Dispatcher(
         database, jobs, worker, results, log_prompts=settings.log_prompts, run_limit_s=settings.run_limit_s
@@ -133,6 +139,7 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         results=results,
         fetcher=fetcher,
         worker=worker,
+        metrics=app.state.metrics,
         weights=weights,
         models=served_models(settings, weights),
         demo=is_demo(weights.root),

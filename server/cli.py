@@ -161,7 +161,10 @@ def _serve(settings: Settings) -> None:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=5,
-            http=bounded_http(WireLimits(connections=settings.max_connections, head_s=settings.head_limit_s)),
+            http=bounded_http(
+                WireLimits(connections=settings.max_connections, head_s=settings.head_limit_s),
+                on_refused=app.state.metrics.rejected,
+            ),
             ws="none",
         ),
     )

@@ -26,7 +26,7 @@ async def ready(request: Request) -> JSONResponse:
     services = services_of(request)
     worker = services.worker
     greeting = worker.greeting
-    is_ready = worker.state in ("ready", "busy") and services.jobs.accepting
+    is_ready = services.ready
     body: dict[str, Any] = {
         "status": "ready" if is_ready else "not ready",
         "worker": worker.state.value,

@@ -28,6 +28,8 @@ def install(app: FastAPI) -> None:
 async def refuse(request: Request, error: Exception) -> Response:
     """The reply to a failed request. Nothing of an unexpected error's text leaves the server; the log has it."""
     failure = _as_server_error(request, error)
+    if app := request.scope.get("app"):
+        app.state.metrics.rejected(failure.code)
     if failure.http_status >= 500 and not isinstance(error, ServerError):
         log.error("request failed", path=request.url.path, status=failure.http_status, exc_info=error)
     elif failure.http_status >= 500:  # raised on purpose: the message says it all

@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,10 @@ class ResultFiles:
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._files).free
+
+    def disk_bytes(self) -> dict[str, int]:
+        """What published files and the spool take."""
+        return {"files": _size_bytes(self._files), "spool": _size_bytes(self._inputs) + _size_bytes(self._outputs)}
 
     def remove_inputs(self, in_use: set[str], *, older_than_s: float) -> int:
         """Removes control images that no unfinished job needs. Returns how many."""
@@ -170,6 +175,16 @@ def _write_durably(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _size_bytes(folder: Path) -> int:
+    """Of the files in a folder, as far as they stay while one looks."""
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                total += entry.stat().st_size
+    return total
 
 
 def _sync_file(path: Path) -> None:

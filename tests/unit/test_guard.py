@@ -18,6 +18,7 @@ from server.api.refusals import refuse
 from server.app import create_app
 from server.errors import RequestTimeout
 from server.guard import Guard, is_public
+from server.rates import RateLimits
 from server.settings import Settings
 
 KEY = "SG_0123456789abcdef"
@@ -422,7 +423,7 @@ def test_waiting_for_a_caller_to_leave_has_no_limit() -> None:
 def test_a_slow_body_is_answered_with_408_and_the_connection_is_closed(kind: str, first: bytes) -> None:
     settings = Settings(body_limit_s=0.1)
     app = create_app(settings)
-    app.state.services = SimpleNamespace(settings=settings)
+    app.state.services = SimpleNamespace(settings=settings, rates=RateLimits(per_minute=None, burst=1))
     headers = [("content-type", kind), ("content-length", "1000")]
     answer = run_ask(app, "/v2/flux-dev", method="POST", headers=headers, receive=slow(1000, 0.02, first))
     assert answer.status == 408
@@ -433,7 +434,7 @@ def test_a_slow_body_is_answered_with_408_and_the_connection_is_closed(kind: str
 def test_a_caller_that_hangs_up_midway_is_no_fault_of_the_server() -> None:
     settings = Settings()
     app = create_app(settings)
-    app.state.services = SimpleNamespace(settings=settings)
+    app.state.services = SimpleNamespace(settings=settings, rates=RateLimits(per_minute=None, burst=1))
     messages: list[Message] = [
         {"type": "http.request", "body": b"{", "more_body": True},
         {"type": "http.disconnect"},
