@@ -32,6 +32,7 @@ from server.worker.supervisor import WorkerLost, WorkerState, WorkerStuck, Worke
 from .database import JobDatabase
 from .model import MAX_WORKER_DEATHS, Ending, Job, State
 from .service import JobService, Progress, Watch
+from .turns import Turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,6 +72,7 @@ class Dispatcher:
         self._database, self._service, self._worker, self._results = database, service, worker, results
         self._running: Job | None = None
         self._claiming = False
+        self._turns = Turns()
         self._endings: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -121,6 +123,7 @@ class Dispatcher:
                 await self._service.arrived.wait()
                 continue
             self._running = job
+            self._turns.took(job.request.model)
             try:
                 await self._run(job, self._service.watch_of(job))
             finally:
@@ -132,7 +135,7 @@ class Dispatcher:
             return None
         self._claiming = True
         try:
-            job = await self._write(self._database.writer.claim)
+            job = await self._write(self._database.writer.claim, self._preferred_model())
             if job is None or (self._worker.state is WorkerState.READY and not self._stopping):
                 return job
             await self._write(self._database.writer.unclaim, job.id, job.attempt)
@@ -140,6 +143,10 @@ class Dispatcher:
             self._claiming = False
         self._service.arrived.set()
         return None
+
+    def _preferred_model(self) -> str | None:
+        greeting = self._worker.greeting
+        return self._turns.preferred if greeting and greeting.takes_turns else None
 
     async def _run(self, job: Job, watch: Watch) -> None:
         queue_s = self._clock.now() - watch.submitted

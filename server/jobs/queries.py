@@ -36,6 +36,16 @@ WHERE seq = (SELECT seq FROM jobs WHERE state = 'queued' ORDER BY lane, seq LIMI
 RETURNING {COLUMNS}
 """  # noqa: S608
 
+# Of the next few in the lane whose turn it is, the first of the preferred model, else the first.
+CLAIM_PREFERRED = f"""
+UPDATE jobs SET state = 'running', attempt = attempt + 1
+WHERE seq = (
+    SELECT seq FROM (SELECT seq, lane, request FROM jobs WHERE state = 'queued' ORDER BY lane, seq LIMIT 32)
+    ORDER BY lane, json_extract(request, '$.model') IS NOT :model, seq LIMIT 1
+)
+RETURNING {COLUMNS}
+"""  # noqa: S608
+
 FINISH = f"""
 UPDATE jobs SET state = :state, queue_s = :queue_s, compute_s = :compute_s, total_s = :total_s,
     finished_at = :finished_at, result = :result, error_code = :error_code, error_text = :error_text

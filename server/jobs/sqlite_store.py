@@ -69,9 +69,10 @@ class SqliteStore:
         rows = self._connection.execute(queries.LIST, {"state": state.value if state else None, "limit": limit})
         return [_job(row) for row in rows]
 
-    def claim(self) -> Job | None:
+    def claim(self, preferred_model: str | None = None) -> Job | None:
+        query = queries.CLAIM_PREFERRED if preferred_model else queries.CLAIM
         with self._transaction():
-            row = self._connection.execute(queries.CLAIM).fetchone()
+            row = self._connection.execute(query, {"model": preferred_model}).fetchone()
         return _job(row) if row else None
 
     def finish(self, job_id: str, attempt: int, ending: Ending, *, now: float) -> Job | None:

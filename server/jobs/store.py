@@ -66,8 +66,11 @@ class JobStore(Protocol):
     def latest(self, *, state: State | None, limit: int) -> list[Job]:
         """The jobs that were accepted last, newest first."""
 
-    def claim(self) -> Job | None:
-        """The next queued job, now running under a new attempt number, or None."""
+    def claim(self, preferred_model: str | None = None) -> Job | None:
+        """The next queued job, now running under a new attempt number, or None.
+
+        preferred_model: its jobs go before others of the same lane, as far as a short look ahead reaches.
+        """
 
     def finish(self, job_id: str, attempt: int, ending: Ending, *, now: float) -> Job | None:
         """Ends the attempt. None, and nothing changes, when the job is not running under this attempt.

@@ -29,6 +29,7 @@ class Worker:
     """A worker that is always ready and answers every job at once."""
 
     state = WorkerState.READY
+    greeting = None
 
     def __init__(self, answer: Callable[[Run], Done | Failed]) -> None:
         self._answer = answer

@@ -803,3 +803,13 @@ def test_a_process_killed_in_a_change_leaves_the_old_state_or_the_new(tmp_path: 
     dead = subprocess.run([sys.executable, "-P", "-c", DYING, str(path), action, moment], check=False, timeout=60)
     assert dead.returncode == 9
     assert (everything(path) == before) == (moment == "before the commit")
+
+
+def test_claim_prefers_a_model_within_the_lane(store: Any) -> None:
+    wanted = [("flux-dev", Lane.BATCH), ("flux-depth-dev", Lane.BATCH), ("flux-dev", Lane.INTERACTIVE)]
+    for number, (model, lane) in enumerate(wanted):
+        new = new_job(f"job-{number}", lane=lane)
+        asked = dataclasses.replace(new.request, model=model)
+        store.submit(dataclasses.replace(new, request=asked), now=1.0, queue_limit=10)
+    claimed = [store.claim("flux-depth-dev") for _ in range(4)]
+    assert [job and job.id for job in claimed] == ["job-2", "job-1", "job-0", None]
