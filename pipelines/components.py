@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from weights.sources import ModelSources
+from weights.sources import ModelSources, Source
 
 from .control import ControlEncoder
 from .depth import load_estimator
 from .depth_catalogue import DEFAULT_ESTIMATOR, MapMode
 from .init_image import InitEncoder
 from .loading import (
+    is_quantised,
     load_clip,
     load_clip_tokenizer,
     load_scheduler_config,
@@ -192,14 +193,23 @@ def _load_transformers(
     precision: Precision,
 ) -> dict[str, Any]:
     transformers = {
-        name: load_transformer(sources.transformer, device=device, dtype=dtype) for name, sources in models.items()
+        name: _load_transformer(sources.transformer, device, dtype, precision) for name, sources in models.items()
     }
-    for transformer in transformers.values():
-        hold_in(transformer, precision)
     if folders.depth_lora and FLUX_DEPTH_DEV.name not in transformers:
         dev = transformers[FLUX_DEV.name]
         transformers[FLUX_DEPTH_DEV.name] = depth_from_lora(dev, folders.depth_lora, folders.depth_lora_scale)
     return transformers
+
+
+def _load_transformer(source: Source, device: torch.device, dtype: torch.dtype, precision: Precision) -> Any:
+    """In the precision of the plan, unless its file is quantised already."""
+    if is_quantised(source):
+        return load_transformer(source, device=device, dtype=dtype)
+    if precision == "nf4":
+        return load_transformer(source, device=pick_device(), dtype=dtype, storage="nf4")
+    transformer = load_transformer(source, device=device, dtype=dtype)
+    hold_in(transformer, precision)
+    return transformer
 
 
 def _shelves(transformers: dict[str, Any], folder: Path | None) -> dict[str, LoraShelf]:

@@ -72,9 +72,9 @@ def to_fp8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def hold_linears(module: nn.Module, wanted: Callable[[str], bool]) -> None:
-    """Replaces every nn.Linear whose path is `wanted` by its Fp8Linear, in place, one after the other."""
+    """Replaces every plain nn.Linear whose path is `wanted` by its Fp8Linear, in place, one after the other."""
     for path, layer in list(module.named_modules()):
-        if isinstance(layer, nn.Linear) and wanted(path):
+        if type(layer) is nn.Linear and wanted(path):
             parent, _, name = path.rpartition(".")
             setattr(module.get_submodule(parent), name, Fp8Linear(layer))
 

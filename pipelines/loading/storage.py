@@ -9,19 +9,14 @@ from typing import Any, Literal
 
 import torch
 
+from weights.sources import Source
+
 from .refusals import UnusableWeights
 
-Storage = Literal["computed", "fp8", "nf4"]
-"""computed: in the dtype that is computed in. fp8: float8_e4m3fn, each layer cast when it is called; norms, and with
-them the modulation layers, stay (diffusers' layerwise casting). nf4: linear layers in 4 bits (bitsandbytes)."""
+Storage = Literal["computed", "nf4"]
+"""computed: in the dtype that is computed in. nf4: linear layers in 4 bits (bitsandbytes)."""
 
 INSTALL = "pip install 'flux-local-server[nf4]'"
-
-
-def keep_in_fp8(model: Any, dtype: torch.dtype) -> Any:
-    """The diffusers model with its layers in float8_e4m3fn, which compute in `dtype`; in place."""
-    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
-    return model.requires_grad_(False)
 
 
 def nf4_options(kind: Any, dtype: torch.dtype) -> dict[str, Any]:
@@ -41,6 +36,11 @@ def quantisation_of(folder: Path) -> dict[str, Any]:
     """What the folder's config.json says of its quantisation; empty for plain weights. Raises OSError, ValueError."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return dict(config.get("quantization_config") or {})
+
+
+def is_quantised(source: Source) -> bool:
+    """Whether the weights are quantised in their file, so that nothing else can be made of them. As check_quantisation."""
+    return source.form == "gguf" or (source.form == "folder" and check_quantisation(source.path))
 
 
 def check_quantisation(folder: Path) -> bool:

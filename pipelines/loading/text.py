@@ -31,11 +31,8 @@ def load_t5(
 ) -> Any:
     """A T5EncoderModel on `device` that computes in `dtype`.
 
-    storage: "computed" or "nf4"; T5 looks at the dtype of its own weights, so it cannot keep them in fp8. architecture:
-    of a file; None for T5-XXL's. Raises UnusableWeights, OSError.
+    storage: how its weights are kept. architecture: of a file; None for T5-XXL's. Raises UnusableWeights, OSError.
     """
-    if storage == "fp8":
-        raise UnusableWeights("T5 cannot be kept in fp8; computed and nf4 are its storages")
     options = nf4_options(BitsAndBytesConfig, dtype) if storage == "nf4" else {}
     if source.form == "folder":
         if check_quantisation(source.path) and options:

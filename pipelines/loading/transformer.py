@@ -15,9 +15,7 @@ from .gguf_files import load_gguf
 from .headers import refuse_unknown
 from .refusals import UnusableWeights
 from .single_files import convert, header_of, read_tensors
-from .storage import Storage, check_quantisation, keep_in_fp8, nf4_options
-
-CPU = torch.device("cpu")
+from .storage import Storage, is_quantised, nf4_options
 
 
 def load_transformer(
@@ -31,28 +29,25 @@ def load_transformer(
     """A FluxTransformer2DModel on `device` that computes in `dtype`.
 
     storage: how its weights are kept; only "computed" for a source that is quantised itself, which stays as it is, and
-    "nf4" only for a folder, on a card. With "fp8" it passes through host memory in `dtype` on its way.
+    "nf4" only for a folder, on a card.
     architecture: of a file; None for the published one that its tensors tell. Raises UnusableWeights, OSError.
     """
     _check_storage(source, device, storage)
-    place = CPU if storage == "fp8" else device
     options = nf4_options(BitsAndBytesConfig, dtype) if storage == "nf4" else {}
     if source.form == "folder":
-        model = load_folder(FluxTransformer2DModel, source.path, device=place, dtype=dtype, **options)
-    else:
-        model = _load_file(source, architecture, device=place, dtype=dtype)
-    return keep_in_fp8(model, dtype).to(device) if storage == "fp8" else model
+        return load_folder(FluxTransformer2DModel, source.path, device=device, dtype=dtype, **options)
+    return _load_file(source, architecture, device=device, dtype=dtype)
 
 
 def _check_storage(source: Source, device: torch.device, storage: Storage) -> None:
-    by_bitsandbytes = source.form == "folder" and check_quantisation(source.path)
-    if (by_bitsandbytes or source.form == "gguf") and storage != "computed":
+    quantised = is_quantised(source)
+    if quantised and storage != "computed":
         raise UnusableWeights(f"{source.path} is quantised already and cannot be kept as {storage}")
     if source.form != "folder" and storage == "nf4":
         raise UnusableWeights(
-            f"{source.path} is one file and cannot be kept as nf4; a diffusers folder can, or take fp8"
+            f"{source.path} is one file and cannot be kept as nf4; a diffusers folder can, or take a plan in fp8"
         )
-    if (by_bitsandbytes or storage == "nf4") and device.type == "cpu":
+    if ((quantised and source.form == "folder") or storage == "nf4") and device.type == "cpu":
         raise UnusableWeights(f"{source.path} in 4 or 8 bits by bitsandbytes needs a CUDA card")
 
 

@@ -1,14 +1,16 @@
-"""The footprint of what lies on disk, from the headers of its files. Torch-free."""
+"""The footprint of what lies on disk, from the headers of its files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 from weights.headers import READERS
 from weights.sources import ModelSources, Source
 
+from ..loading.storage import is_quantised
 from .footprint import Footprint, TransformerSize, transformer_size
 
 Shape = tuple[int, ...]
@@ -54,9 +56,12 @@ def measure(
 
 def _transformer(source: Source) -> TransformerSize:
     size = transformer_size(_shapes(source))
-    if source.form == "gguf":
-        return TransformerSize(size.parameters, size.matrices, size.modulation, fixed_bytes=source.path.stat().st_size)
-    return size
+    return replace(size, fixed_bytes=_bytes_on_disk(source)) if is_quantised(source) else size
+
+
+def _bytes_on_disk(source: Source) -> int:
+    paths = source.path.glob("*.safetensors") if source.form == "folder" else [source.path]
+    return sum(path.stat().st_size for path in paths)
 
 
 def _shapes(source: Source) -> Iterator[tuple[str, Shape]]:
