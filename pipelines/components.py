@@ -38,6 +38,10 @@ from .memory.precision import hold_in
 from .memory.residency import Residency
 from .models import FLUX_DEPTH_DEV, FLUX_DEV
 from .safety import SafetyChecker, load_safety_checker
+from .speed.attention import NATIVE, attention_backend, use_attention
+from .speed.blocks import compile_blocks
+from .speed.fast_copy import fast_copy
+from .speed.tiers import EXACT, Tier, offered
 from .text import TextEncoder
 from .upsample import PromptUpsampler, load_upsampler
 
@@ -100,6 +104,14 @@ class Components:
     upsampler: PromptUpsampler | None = None
     residency: Residency = field(default_factory=Residency)
     recipe: Recipe = RESIDENT
+    fast: dict[str, Any] = field(default_factory=dict)
+    """Transformers of the fast tiers by model name; empty where those are not offered."""
+    tiers: tuple[str, ...] = (EXACT.name,)
+    """What requests may ask for, the default first."""
+
+    def transformer(self, model: str, tier: Tier) -> Any:
+        """The network that draws `model` in `tier`."""
+        return (self.fast if tier.fp8 else self.transformers)[model]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -117,14 +129,17 @@ def load_components(
     device: torch.device,
     dtype: torch.dtype,
     recipe: Recipe = RESIDENT,
+    fast: bool = False,
+    compiled: bool = False,
     depth_estimator: str = DEFAULT_ESTIMATOR,
     depth_map_mode: MapMode | None = None,
 ) -> Components:
     """Loads what `folders` names. Nothing is looked up on a network. Raises OSError for a folder that lacks a file
     and UnusableWeights for weights that cannot be loaded.
 
-    recipe: what is held where, from a memory plan. depth_estimator: name of the estimator in folders.depth_estimator;
-    depth_map_mode: None takes its own.
+    recipe: what is held where, from a memory plan. fast: with the fast tiers. compiled: compile the transformers'
+    blocks on first use; not with a recipe that streams. depth_estimator: name of the estimator in
+    folders.depth_estimator; depth_map_mode: None takes its own.
     """
     host = torch.device("cpu")
     place = {"stay": device}
@@ -139,6 +154,8 @@ def load_components(
     transformers = _load_transformers(folders, models, place.get(recipe.transformers, host), dtype, recipe.precision)
     clip = load_clip(shared.clip, device=place.get(recipe.text, host), dtype=dtype)
     t5 = load_t5(shared.t5, device=place.get(recipe.text, host), dtype=dtype)
+    shelves = {} if recipe.transformers == "stream" else _shelves(transformers, folders.loras, compiled=compiled)
+    copies = {name: fast_copy(network, shelves.get(name)) for name, network in transformers.items()} if fast else {}
     parts = Components(
         device=device,
         dtype=dtype,
@@ -156,14 +173,30 @@ def load_components(
         init=InitEncoder(vae, dtype=dtype),
         scheduler_config=load_scheduler_config(shared.scheduler),
         transformers=transformers,
-        shelves={} if recipe.transformers == "stream" else _shelves(transformers, folders.loras),
+        shelves=shelves,
         safety=load_safety_checker(folders.safety_concepts, folders.nsfw_detector, helpers),
         upsampler=load_upsampler(folders.upsampler, helpers, dtype) if folders.upsampler else None,
         residency=residency,
         recipe=recipe,
+        fast=copies,
+        tiers=offered(recipe.precision, fp8_products=fast),
     )
     settle(parts, shares_weights=FLUX_DEPTH_DEV.name not in models)
+    _quicken(parts, compiled=compiled)
     return parts
+
+
+def _quicken(parts: Components, *, compiled: bool) -> None:
+    """Best kernels and compiled blocks for every transformer, last of all."""
+    networks = {id(network): network for network in (*parts.transformers.values(), *parts.fast.values())}
+    for network in networks.values():
+        if (backend := attention_backend(parts.device)) != NATIVE:
+            use_attention(network, backend)
+        if compiled:
+            compile_blocks(network)
+    if parts.device.type == "cuda":
+        # Convolutions on a card prefer this order in memory; on the CPU it would change how they round.
+        parts.vae.to(memory_format=torch.channels_last)
 
 
 def measure_folders(folders: Folders, value_bytes: int) -> Footprint:
@@ -212,7 +245,10 @@ def _load_transformer(source: Source, device: torch.device, dtype: torch.dtype, 
     return transformer
 
 
-def _shelves(transformers: dict[str, Any], folder: Path | None) -> dict[str, LoraShelf]:
+def _shelves(transformers: dict[str, Any], folder: Path | None, *, compiled: bool) -> dict[str, LoraShelf]:
     if folder is None:
         return {}
-    return {name: LoraShelf(model, folder, max_bytes=LORA_CACHE_BYTES) for name, model in transformers.items()}
+    return {
+        name: LoraShelf(model, folder, max_bytes=LORA_CACHE_BYTES, compiled=compiled)
+        for name, model in transformers.items()
+    }

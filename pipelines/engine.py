@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,12 +21,15 @@ from .control import Control
 from .decode import decode_latents
 from .denoise import Denoiser, add_noise, make_schedule
 from .faults import BadRequest, Flagged
+from .fp8 import multiplying_in_fp8
 from .latents import draw_noise, image_ids
 from .memory.placement import DEPTH, SAFETY, UPSAMPLER
 from .memory.plans import too_large
 from .models import MODELS
 from .request import GenerationRequest
 from .sizes import sequence_length
+from .speed.step_cache import step_cache
+from .speed.tiers import Tier, choose
 from .text import EncodedPrompt
 from .watch import StepReport, Watch
 
@@ -52,7 +56,7 @@ class Generated:
 
     images: in order of their index; flagged ones are left out, and their indexes are in `flagged`.
     depth_map: uint8 [H, W, 3] on the CPU, when it was asked for. prompt: what was drawn, rewritten or not.
-    safety: "checked", "off" (the request said so) or "unavailable" (no classifiers are loaded).
+    safety: "checked", "off" (the request said so) or "unavailable" (no classifiers are loaded). tier: that ran.
     """
 
     prompt: str
@@ -62,6 +66,7 @@ class Generated:
     safety: str = "unavailable"
     unseen_tokens: int = 0
     lora_notes: tuple[str, ...] = ()
+    tier: str = ""
     timings_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -106,18 +111,16 @@ class Engine:
         """
         self._check(request, control_image, init_image)
         steps = (request.steps - request.first_step) * request.num_outputs
-        watch = Watch(steps, on_step, cancelled)
-        try:
-            with torch.inference_mode():
-                return self._generate(request, control_image, init_image, watch)
-        finally:
-            self._forget(request.model)
+        watch = Watch(steps, on_step, cancelled, self._parts.device)
+        with torch.inference_mode():
+            return self._generate(request, control_image, init_image, watch)
 
     def _check(
         self, request: GenerationRequest, control_image: SourceImage | None, init_image: SourceImage | None
     ) -> None:
         if request.model not in self._parts.transformers:
             raise BadRequest(f"model {request.model} is not loaded; loaded are {', '.join(self.model_names)}")
+        self._tier(request)
         if self._max_pixels is not None and request.width * request.height > self._max_pixels:
             raise BadRequest(too_large(request.width, request.height, self._max_pixels))
         takes_control = MODELS[request.model].takes_control
@@ -135,12 +138,6 @@ class Engine:
             raise BadRequest("loras cannot be used: this server has no LoRA folder (its operator sets FLUX_LORA_DIR)")
         return shelf.applied([(lora.name, lora.scale) for lora in request.loras])
 
-    def _forget(self, model: str) -> None:
-        """Clears what step caches keep inside the transformer, however the request ended."""
-        reset = getattr(self._parts.transformers.get(model), "_reset_stateful_cache", None)
-        if reset is not None:
-            reset()
-
     def _generate(
         self,
         request: GenerationRequest,
@@ -152,8 +149,15 @@ class Engine:
             with watch.stage("upsample"), self._parts.residency.present(UPSAMPLER):
                 request = replace(request, prompt=self._parts.upsampler.rewrite(request.prompt))
         conditions = self._prepare(request, control_image, init_image, watch)
-        drawn, notes = self._draw_all(request, conditions, watch)
-        generated = Generated(request.prompt, drawn, unseen_tokens=conditions.text.unseen_tokens, lora_notes=notes)
+        tier = self._tier(request)
+        drawn, notes = self._draw_all(request, conditions, watch, tier)
+        generated = Generated(
+            request.prompt,
+            drawn,
+            unseen_tokens=conditions.text.unseen_tokens,
+            lora_notes=notes,
+            tier=tier.name,
+        )
         if conditions.control is not None and request.return_depth:
             generated.depth_map = conditions.control.depth_map
         self._check_safety(request, generated, watch)
@@ -190,28 +194,47 @@ class Engine:
         key = (image.key, request.width, request.height, request.preprocess)
         return self._parts.control.cache.get_or_compute(key, compute)
 
+    def _tier(self, request: GenerationRequest) -> Tier:
+        try:
+            return choose(request.tier, prefer_fast=request.prefer_fast, offered=self._parts.tiers)
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
+
     def _draw_all(
-        self, request: GenerationRequest, conditions: _Conditions, watch: Watch
+        self, request: GenerationRequest, conditions: _Conditions, watch: Watch, tier: Tier
     ) -> tuple[list[Drawn], tuple[str, ...]]:
         """Every image of the request, and notes about its LoRAs."""
         residency = self._parts.residency
         with watch.stage("place"):
             residency.bring(request.model)
         # LoRAs go into a transformer that is there: one that leaves forgets what was changed in it.
-        with residency.present(request.model), self._adapted(request) as notes:
-            return [self._draw(request, index, conditions, watch) for index in range(request.num_outputs)], notes
+        transformer = self._parts.transformer(request.model, tier)
+        quick = multiplying_in_fp8(transformer) if tier.fp8 else nullcontext()
+        with residency.present(request.model), self._adapted(request) as notes, quick:
+            images = range(request.num_outputs)
+            return [self._draw(request, index, conditions, watch, transformer, tier) for index in images], notes
 
-    def _draw(self, request: GenerationRequest, index: int, conditions: _Conditions, watch: Watch) -> Drawn:
-        with watch.stage("denoise"):
-            denoiser = self._denoiser(request, request.seed_of(index), conditions)
+    def _draw(
+        self,
+        request: GenerationRequest,
+        index: int,
+        conditions: _Conditions,
+        watch: Watch,
+        transformer: Any,
+        tier: Tier,
+    ) -> Drawn:
+        short_steps = step_cache(transformer) if tier.step_cache else nullcontext()
+        with watch.stage("denoise"), short_steps:
+            denoiser = self._denoiser(request, request.seed_of(index), conditions, transformer)
             while not denoiser.done:
                 with watch.step():
                     denoiser.step()
+            watch.finish_steps()
         with watch.stage("decode"):
             pixels = decode_latents(self._parts.vae, denoiser.latents, request.width, request.height)
         return Drawn(index, pixels[0])
 
-    def _denoiser(self, request: GenerationRequest, seed: int, conditions: _Conditions) -> Denoiser:
+    def _denoiser(self, request: GenerationRequest, seed: int, conditions: _Conditions, transformer: Any) -> Denoiser:
         parts, width, height = self._parts, request.width, request.height
         scheduler = make_schedule(
             parts.scheduler_config,
@@ -224,7 +247,7 @@ class Engine:
         if conditions.init_latents is not None:
             latents = add_noise(scheduler, conditions.init_latents, latents)
         return Denoiser(
-            parts.transformers[request.model],
+            transformer,
             scheduler,
             latents=latents,
             image_ids=image_ids(width, height, parts.device, parts.dtype),

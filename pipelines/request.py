@@ -45,6 +45,7 @@ class GenerationRequest:
     upsample_prompt: let the configured rewriter make the prompt richer first.
     loras: adapters by name in the configured folder, each with its scale.
     output_quality: 0–100 for jpg and webp, ignored for png.
+    tier: of `pipelines.speed.tiers`, "" for the server's default. prefer_fast: the fast tier, where it is offered.
     """
 
     model: str
@@ -66,6 +67,8 @@ class GenerationRequest:
     loras: tuple[Lora, ...] = ()
     output_format: OutputFormat = "png"
     output_quality: int = 80
+    tier: str = ""
+    prefer_fast: bool = False
 
     def seed_of(self, index: int) -> int:
         """Seed of image `index`; the image can be made again alone by asking for this seed."""

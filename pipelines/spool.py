@@ -115,7 +115,7 @@ class Spool:
 
 
 def _notes(request: GenerationRequest, generated: Generated) -> dict[str, Any]:
-    notes: dict[str, Any] = {"safety": generated.safety}
+    notes: dict[str, Any] = {"safety": generated.safety, "tier": generated.tier}
     if generated.unseen_tokens:
         notes["unseen_tokens"] = generated.unseen_tokens
     if generated.prompt != request.prompt:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .faults import Cancelled
+from .speed.pace import Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,17 @@ class StepReport:
 class Watch:
     """Times the stages of one request, counts its steps, and ends it by Cancelled when `cancelled` says so."""
 
-    def __init__(self, steps: int, on_step: Callable[[StepReport], None], cancelled: Callable[[], bool]) -> None:
-        self._steps, self._done = steps, 0
+    def __init__(
+        self,
+        steps: int,
+        on_step: Callable[[StepReport], None],
+        cancelled: Callable[[], bool],
+        device: torch.device,
+    ) -> None:
+        self._steps, self._reported = steps, 0
         self._on_step, self._cancelled = on_step, cancelled
+        self._pace = Pace(device)
+        self._last_s = time.perf_counter()
         self.timings_s: dict[str, float] = {}
 
     @contextmanager
@@ -41,11 +50,28 @@ class Watch:
 
     @contextmanager
     def step(self) -> Iterator[None]:
+        """One step is ordered in the block. Reports the steps that the device has done by then."""
         self._obey()
-        start = time.perf_counter()
+        if not self._pace.under_way:
+            self._last_s = time.perf_counter()
         yield
-        self._done += 1
-        self._on_step(StepReport(self._done, self._steps, time.perf_counter() - start))
+        self._pace.ordered()
+        self._report()
+
+    def finish_steps(self) -> None:
+        """Waits for the steps that are still under way and reports them."""
+        self._pace.finish()
+        self._report()
+
+    def _report(self) -> None:
+        """On a card several steps may be found done at once; they share the time since the last report."""
+        new = self._pace.done - self._reported
+        now = time.perf_counter()
+        for _ in range(new):
+            self._reported += 1
+            self._on_step(StepReport(self._reported, self._steps, (now - self._last_s) / new))
+        if new:
+            self._last_s = now
 
     def _obey(self) -> None:
         if self._cancelled():

@@ -7,15 +7,14 @@ layer gets its low-rank branch.
 
 from __future__ import annotations
 
-import copy
 import math
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..twin import share_weights
 from .branch import attach, layer_shapes
 from .files import Header, UnusableLora, read_header
 from .weights import LoraWeights, load_weights
@@ -42,7 +41,7 @@ def depth_from_lora(transformer: Any, file: Path, scale: float = PUBLISHED_SCALE
     channels = 2 * int(transformer.config.in_channels)
     header = read_header(file)
     _check(header, channels)
-    twin = _twin(transformer)
+    twin = share_weights(transformer)
     _widen(twin, channels)
     weights = load_weights(header, layer_shapes(twin), transformer.dtype)
     _replace_norms(twin, weights)
@@ -61,12 +60,6 @@ def _check(header: Header, channels: int) -> None:
             f"lora {header.name} reads {header.input_width or 'no'} input channels; "
             f"one that makes a depth model of this model reads {channels}"
         )
-
-
-def _twin(transformer: Any) -> Any:
-    """The same modules once more, with the same tensors in them."""
-    shared = {id(tensor): tensor for tensor in chain(transformer.parameters(), transformer.buffers())}
-    return copy.deepcopy(transformer, shared)
 
 
 @torch.no_grad()

@@ -53,7 +53,13 @@ class LoraShelf:
         self._slot: dict[str, Branch] = {path: attach(transformer, path, max_rank) for path in self._shapes}
         self._content: list[tuple[Key, float]] | None = None
         self._filled_at = 0
+        self._twins: list[Branch] = []
         self.cache = TensorCache[LoraWeights](max_bytes, lambda weights: weights.size_bytes)
+
+    def also_for(self, twin: Any) -> None:
+        """`twin` shares the transformer's values, slot included: from now on both are switched together."""
+        slots = {id(branch.down) for branch in self._slot.values()}
+        self._twins += [module for module in twin.modules() if isinstance(module, Branch) and id(module.down) in slots]
 
     @property
     def slot_bytes(self) -> int:
@@ -120,12 +126,15 @@ class LoraShelf:
 
     @contextmanager
     def _switched_on(self) -> Iterator[None]:
+        ranks = {id(branch.down): branch.rank for branch in self._slot.values()}
+        branches = (*self._slot.values(), *self._twins)
         try:
-            for branch in self._slot.values():
+            for branch in branches:
+                branch.rank = ranks[id(branch.down)]
                 branch.on = branch.rank > 0
             yield
         finally:
-            for branch in self._slot.values():
+            for branch in branches:
                 branch.on = False
 
 

@@ -68,7 +68,8 @@ class Footprint:
     transformers: by model name. text: values of T5 and CLIP. vae: values. Both are held in the computing precision.
     depth_bytes, safety_bytes, upsampler_bytes: of the helper models, 0 where there is none.
     depth_lora_bytes: what a depth model takes that is made of flux-dev and its control LoRA; 0 where there is none.
-    lora_slot_bytes: of the LoRA slot in each transformer, 0 without a LoRA folder.
+    lora_slot_bytes: of the LoRA slot in each transformer, 0 without a LoRA folder. fast_copies: whether the fast tiers
+    have the blocks' matrices once more, in fp8, beside transformers that are held in full.
     """
 
     transformers: dict[str, TransformerSize]
@@ -79,13 +80,17 @@ class Footprint:
     upsampler_bytes: int = 0
     depth_lora_bytes: int = 0
     lora_slot_bytes: int = 0
+    fast_copies: bool = False
     value_bytes: int = field(default=2)
 
     def transformer_bytes(self, precision: Precision) -> dict[str, int]:
-        return {
-            name: size.size_bytes(precision, self.value_bytes) + self.lora_slot_bytes
-            for name, size in self.transformers.items()
-        }
+        """By model name, with everything that belongs to it."""
+        return {name: self._one_bytes(size, precision) for name, size in self.transformers.items()}
+
+    def _one_bytes(self, size: TransformerSize, precision: Precision) -> int:
+        has_copy = self.fast_copies and precision == "full" and size.fixed_bytes is None
+        copy_bytes = size.matrices if has_copy else 0
+        return size.size_bytes(precision, self.value_bytes) + self.lora_slot_bytes + copy_bytes
 
     @property
     def text_bytes(self) -> int:

@@ -35,7 +35,7 @@ def _take_turns(parts: Components, *, together: bool) -> None:
     for group in [names] if together else [(name,) for name in names]:
         parts.residency.manage(
             group,
-            [parts.transformers[name] for name in group],
+            [network[name] for name in group for network in (parts.transformers, parts.fast) if name in network],
             parts.device,
             visits=False,
             rivals=[name for name in names if name not in group],

@@ -7,7 +7,7 @@ room for one picture of 1024×1024; `Plan.max_pixels` says how large pictures ma
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .activations import (
@@ -136,7 +136,7 @@ class Plan:
 
     device: on the card between requests and at its fullest, by component. peaks: of each stage of a 1024×1024 request,
     weights, activations and workspace together. host_bytes: kept in the host's memory for coming and going.
-    max_pixels: the largest picture that fits the budget.
+    max_pixels: the largest picture that fits the budget. fast: whether there is room for the fast tiers' copies.
     """
 
     recipe: Recipe
@@ -145,6 +145,7 @@ class Plan:
     host_bytes: int
     budget_bytes: int
     max_pixels: int
+    fast: bool
 
     @property
     def name(self) -> str:
@@ -172,6 +173,7 @@ def make_plan(recipe: Recipe, footprint: Footprint, budget_bytes: int) -> Plan:
         host_bytes=_host_bytes(recipe, footprint),
         budget_bytes=budget_bytes,
         max_pixels=_max_pixels(recipe, footprint, budget_bytes),
+        fast=footprint.fast_copies,
     )
 
 
@@ -208,6 +210,18 @@ def choose_plan(
         f" {smallest.name}, takes {_gb(smallest.peak_bytes)} and {_gb(smallest.host_bytes)} GB. Free memory, serve one"
         " model only, or force a plan with FLUX_MEMORY_PLAN."
     )
+
+
+def with_fast_copies(plan: Plan, footprint: Footprint, host_bytes: int) -> Plan:
+    """The same plan with the fast tiers' copies of the matrices where they fit as well, else the plan as it is.
+
+    Transformers that are held in fp8 need no copy, and of ones that are quantised otherwise none can be made.
+    """
+    if plan.recipe.precision == "nf4" or any(size.fixed_bytes for size in footprint.transformers.values()):
+        return plan
+    larger = make_plan(plan.recipe, replace(footprint, fast_copies=True), plan.budget_bytes)
+    fits = larger.peak_bytes <= larger.budget_bytes and larger.host_bytes <= host_bytes
+    return larger if fits and plan.recipe.transformers != "stream" else plan
 
 
 def too_large(width: int, height: int, max_pixels: int) -> str:

@@ -1,0 +1,4 @@
+"""What makes drawing faster, each thing by itself: tiers, attention kernels, compiled blocks, step cache, pace.
+
+`tiers` is torch-free.
+"""
