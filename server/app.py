@@ -117,6 +117,7 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         load_message(settings, weights, results.spool),
         load_limit_s=settings.load_limit_s,
         step_limit_s=settings.step_limit_s,
+        spare=settings.spare_worker,
     )
     jobs = JobService(
         database,
@@ -193,6 +194,7 @@ def load_message(settings: Settings, weights: Located, spool: Path) -> Load:
         dtype=settings.dtype,
         memory_plan=settings.memory_plan,
         memory_limit_bytes=settings.memory_limit_bytes,
+        fault_switches=settings.fault_switches and is_demo(weights.root),
     )
 
 

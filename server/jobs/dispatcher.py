@@ -20,14 +20,14 @@ from server.errors import (
     RunTimeout,
     SafetyBlocked,
     ServerError,
+    StepTimeout,
     Unavailable,
-    WaitTimeout,
     WorkerCrashed,
 )
 from server.logs import describe_prompt
 from server.media.results import ResultFiles
 from server.worker.protocol import Done, Failed, Step, result_of, run_message
-from server.worker.supervisor import WorkerLost, WorkerState, WorkerStuck, WorkerSupervisor
+from server.worker.supervisor import WorkerLost, WorkerNotReady, WorkerState, WorkerStuck, WorkerSupervisor
 
 from .database import JobDatabase
 from .model import MAX_WORKER_DEATHS, Ending, Job, State
@@ -161,8 +161,10 @@ class Dispatcher:
         limit = self._start_run_limit(job, watch)
         try:
             outcome = await self._worker.run(run_message(job.id, job.attempt, job.request), on_step)
+        except WorkerNotReady:
+            await self._requeue(job, worker_died=False)
         except WorkerStuck as error:
-            await self._fail(job, watch, queue_s, 0.0, WaitTimeout(str(error)))
+            await self._fail(job, watch, queue_s, 0.0, StepTimeout(str(error)))
         except WorkerLost as error:
             await self._lost(job, watch, queue_s, error)
         else:
