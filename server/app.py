@@ -128,7 +128,13 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     jobs.on_settled = app.state.metrics.job_ended
     fetcher = Fetcher(_fetch_policy(settings))
     dispatcher = Dispatcher(
-        database, jobs, worker, results, log_prompts=settings.log_prompts, run_limit_s=settings.run_limit_s
+        database,
+        jobs,
+        worker,
+        results,
+        log_prompts=settings.log_prompts,
+        run_limit_s=settings.run_limit_s,
+        file_ttl_s=settings.file_ttl_s,
     )
     deadline = QueueDeadline(database, jobs, queue_ttl_s=settings.queue_ttl_s)
     sweeper = Sweeper(database, results, result_ttl_s=settings.result_ttl_s, file_ttl_s=settings.file_ttl_s)

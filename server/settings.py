@@ -110,7 +110,8 @@ class Settings(BaseSettings):
         True, description="Keep a second process with the libraries loaded, so that a dead worker is replaced faster."
     )
     fault_switches: bool = Field(
-        False, description="For tests of this server, with demo weights only: a prompt may ask for a fault of the worker."
+        False,
+        description="For tests of this server, with demo weights only: a prompt may ask for a fault of the worker.",
     )
     drain_limit_s: float = Field(30.0, ge=0, description="Time that a running job gets to finish at shutdown.")
 
