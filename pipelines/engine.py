@@ -115,6 +115,14 @@ class Engine:
         with torch.inference_mode():
             return self._generate(request, control_image, init_image, watch)
 
+    def shrink(self) -> bool:
+        """Frees what the request in hand does not need; False when there is nothing left to give back."""
+        caches = (self._parts.text.cache, self._parts.control.cache, self._parts.init.cache)
+        held = any(cache.used_bytes for cache in caches)
+        for cache in caches:
+            cache.clear()
+        return held
+
     def _check(
         self, request: GenerationRequest, control_image: SourceImage | None, init_image: SourceImage | None
     ) -> None:

@@ -5,7 +5,7 @@ A request is complete: seed, size and every default are fixed in it, so that run
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 OutputFormat = Literal["webp", "jpg", "png"]
@@ -121,6 +121,20 @@ class GenerationResult:
     depth_map: OutputFile | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def outputs(self) -> list[OutputFile]:
+        """The images in order, then the depth map where there is one."""
+        return [*self.images, *([self.depth_map] if self.depth_map else [])]
+
+    def files(self) -> list[str]:
+        """The names of `outputs`."""
+        return [output.file for output in self.outputs()]
+
+    def renamed(self, names: list[str]) -> GenerationResult:
+        """The same result with other file names, in the order of `files`."""
+        outputs = [replace(output, file=name) for output, name in zip(self.outputs(), names, strict=True)]
+        images, rest = outputs[: len(self.images)], outputs[len(self.images) :]
+        return replace(self, images=tuple(images), depth_map=rest[0] if rest else None)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

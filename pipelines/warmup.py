@@ -21,17 +21,22 @@ def warm_up(engine: Engine) -> None:
     Raises whatever a real request would raise.
     """
     for name in engine.model_names:
-        request = GenerationRequest(
-            model=name,
-            prompt="warm-up",
-            width=SIDE,
-            height=SIDE,
-            steps=STEPS,
-            guidance=3.5,
-            seed=0,
-            preprocess=engine.estimates_depth,
-        )
-        gradient = Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
-        control = SourceImage(gradient, key="warm-up") if MODELS[name].takes_control else None
-        with suppress(Flagged):
-            engine.generate(request, control_image=control)
+        draw_small(engine, name)
+
+
+def draw_small(engine: Engine, model: str) -> None:
+    """Draws a small picture with one model. Raises whatever a real request would raise."""
+    request = GenerationRequest(
+        model=model,
+        prompt="warm-up",
+        width=SIDE,
+        height=SIDE,
+        steps=STEPS,
+        guidance=3.5,
+        seed=0,
+        preprocess=engine.estimates_depth,
+    )
+    gradient = Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
+    control = SourceImage(gradient, key="warm-up") if MODELS[model].takes_control else None
+    with suppress(Flagged):
+        engine.generate(request, control_image=control)

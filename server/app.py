@@ -117,6 +117,7 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         load_message(settings, weights, results.spool),
         load_limit_s=settings.load_limit_s,
         step_limit_s=settings.step_limit_s,
+        spare=settings.spare_worker,
     )
     jobs = JobService(
         database,
@@ -127,7 +128,13 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     jobs.on_settled = app.state.metrics.job_ended
     fetcher = Fetcher(_fetch_policy(settings))
     dispatcher = Dispatcher(
-        database, jobs, worker, results, log_prompts=settings.log_prompts, run_limit_s=settings.run_limit_s
+        database,
+        jobs,
+        worker,
+        results,
+        log_prompts=settings.log_prompts,
+        run_limit_s=settings.run_limit_s,
+        file_ttl_s=settings.file_ttl_s,
     )
     deadline = QueueDeadline(database, jobs, queue_ttl_s=settings.queue_ttl_s)
     sweeper = Sweeper(database, results, result_ttl_s=settings.result_ttl_s, file_ttl_s=settings.file_ttl_s)
@@ -193,6 +200,7 @@ def load_message(settings: Settings, weights: Located, spool: Path) -> Load:
         dtype=settings.dtype,
         memory_plan=settings.memory_plan,
         memory_limit_bytes=settings.memory_limit_bytes,
+        fault_switches=settings.fault_switches and is_demo(weights.root),
     )
 
 

@@ -15,6 +15,8 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from weights.demo import is_demo
+
 from .settings import DATABASE_NAME, Settings, SettingsFileError
 from .weights_cli import commands as weights_commands
 
@@ -134,6 +136,8 @@ def _check_weights(settings: Settings) -> None:
     if not found.models:
         problems = "\n".join(f"  {problem}" for problem in found.problems)
         _fail(f"No usable model under {settings.weights_dir}:\n{problems}\n{NOTHING_TO_SERVE}")
+    if settings.fault_switches and not is_demo(found.root):
+        _fail("fault_switches: only for tests with the demo weights; with real ones, unset FLUX_FAULT_SWITCHES.")
 
 
 def _serve(settings: Settings) -> None:

@@ -12,7 +12,7 @@ ServerError
 ├── WorkerCrashed 502           the worker process died twice with this job
 ├── Unavailable 503             starting, draining, out of memory, disk floor
 ├── WaitTimeout 504             a blocking call waited longer than allowed
-│   └── QueueTimeout · RunTimeout   the job itself did
+│   └── QueueTimeout · RunTimeout · StepTimeout   the job itself did
 └── InsufficientStorage 507
 
 Each class carries a machine-readable `code`, an HTTP status and whether trying again can help. A dialect owns the one
@@ -173,6 +173,12 @@ class RunTimeout(WaitTimeout):
     code = "run_timeout"
 
 
+class StepTimeout(WaitTimeout):
+    """The worker stopped making progress with this picture and was replaced."""
+
+    code = "step_timeout"
+
+
 class InsufficientStorage(ServerError):
     """The server's disk is nearly full; free some space in its data directory."""
 
@@ -191,6 +197,7 @@ JOB_ERRORS: dict[str, type[ServerError]] = {
         WaitTimeout,
         QueueTimeout,
         RunTimeout,
+        StepTimeout,
         InsufficientStorage,
     )
 }

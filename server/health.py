@@ -45,4 +45,4 @@ async def ready(request: Request) -> JSONResponse:
 def _why_not(services: Services) -> str:
     if not services.jobs.accepting:
         return "the server is shutting down"
-    return services.worker.last_words or "the models are loading"
+    return services.worker.alarm or services.worker.last_words or "the models are loading"

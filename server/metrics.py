@@ -30,6 +30,7 @@ class Moment:
     jobs: Mapping[tuple[State, Lane], int]
     worker: WorkerState
     ready: bool
+    alarm: bool
     restarts: Mapping[str, int]
     disk_bytes: Mapping[str, int]
     free_bytes: int
@@ -64,6 +65,9 @@ class Metrics:
 
     def _define_worker(self) -> None:
         self._ready = self._gauge("flux_ready", "1 while the server can draw and takes work.")
+        self._alarm = self._gauge(
+            "flux_worker_alarm", "1 while the worker keeps failing, so that somebody has to look."
+        )
         self._worker = self._gauge("flux_worker_state", "1 for the worker's state.", "state")
         self._gpu = self._gauge("flux_gpu_memory_bytes", "GPU memory as the worker last reported it.", "kind")
         self._recompiles = self._gauge("flux_recompiles", "Compilations since the worker became ready.")
@@ -112,6 +116,7 @@ class Metrics:
             self._disk.labels(kind).set(size)
         self._free.set(moment.free_bytes)
         self._ready.set(moment.ready)
+        self._alarm.set(moment.alarm)
         self._restarts.by_reason = moment.restarts
         return generate_latest(self._registry)
 

@@ -15,7 +15,7 @@ from .media.results import ResultFiles
 from .metrics import Metrics
 from .rates import RateLimits
 from .settings import DATABASE_NAME, Settings
-from .worker.supervisor import WorkerState, WorkerSupervisor
+from .worker.supervisor import WorkerSupervisor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Services:
     @property
     def ready(self) -> bool:
         """The worker can draw and new work is taken."""
-        return self.worker.state in (WorkerState.READY, WorkerState.BUSY) and self.jobs.accepting
+        return self.worker.can_draw and self.jobs.accepting
 
     def disk_bytes(self) -> dict[str, int]:
         """What the data folder's parts take. Blocking: it looks at every file."""

@@ -100,7 +100,19 @@ class Settings(BaseSettings):
     run_limit_s: float | None = Field(
         None, gt=0, description="Longest time that a job may run before it is stopped and fails; no limit if unset."
     )
-    step_limit_s: float = Field(120.0, gt=0, description="Longest time without a step before the worker is replaced.")
+    step_limit_s: float | None = Field(
+        None,
+        gt=0,
+        description="Longest time without a step before the worker is replaced; else the larger of 30 s and 20 × the "
+        "median step.",
+    )
+    spare_worker: bool = Field(
+        True, description="Keep a second process with the libraries loaded, so that a dead worker is replaced faster."
+    )
+    fault_switches: bool = Field(
+        False,
+        description="For tests of this server, with demo weights only: a prompt may ask for a fault of the worker.",
+    )
     drain_limit_s: float = Field(30.0, ge=0, description="Time that a running job gets to finish at shutdown.")
 
     max_body_bytes: int = Field(32 * 1024 * 1024, gt=0, description="Largest request body.")

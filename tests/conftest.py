@@ -39,8 +39,12 @@ def until(condition: Callable[[], Any], limit_s: float = 60.0, what: str = "cond
 class ServerProcess:
     """One real `flux-server serve` process in a process group of its own, and its data folder."""
 
-    def __init__(self, weights: Path, data_dir: Path, **settings: str) -> None:
-        self._weights, self.data_dir, self._settings = weights, data_dir, settings
+    def __init__(
+        self, weights: Path, data_dir: Path, *, program: tuple[str, ...] = ("-m", "server"), **settings: str
+    ) -> None:
+        self._weights, self.data_dir, self._settings, self._program = weights, data_dir, settings, program
+        self.environment: dict[str, str] = {}
+        """Further variables for the next start."""
         self.log_path = data_dir.with_suffix(".log")
         self.process: subprocess.Popen[str] | None = None
         self.base = ""
@@ -50,8 +54,11 @@ class ServerProcess:
             self.process.stdout.close()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
         environment["FLUX_WEIGHTS_DIR"] = str(self._weights)
+        # Most tests end before a spare would help them, and on two cores its imports slow what they measure.
+        environment["FLUX_SPARE_WORKER"] = "false"
         environment |= {f"FLUX_{name.upper()}": value for name, value in self._settings.items()}
-        command = [sys.executable, "-P", "-m", "server", "serve", "--port", "0"]
+        environment |= self.environment
+        command = [sys.executable, "-P", *self._program, "serve", "--port", "0"]
         command += ["--data-dir", str(self.data_dir)]
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
@@ -111,11 +118,19 @@ class ServerProcess:
         return body
 
     def worker_pid(self) -> int:
-        """Process id of the worker, found as the server's only child."""
+        """Process id of the worker that became ready last. The server's children are it and perhaps a spare."""
+        pid = int(re.findall(r"worker ready .*?pid=(\d+)", self.log())[-1])
+        assert pid in self.children(), "the worker that was ready last is gone"
+        return pid
+
+    def children(self) -> list[int]:
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        assert len(children) == 1, f"expected one worker, found {children}"
-        return int(children[0])
+        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in listed]
+
+    def wait_spare(self) -> None:
+        """Waits until the present worker has a spare that has imported its libraries."""
+        until(lambda: self.log().rfind("spare worker waits") > self.log().rfind("worker ready"), 60, "a spare waits")
 
     def kill(self) -> None:
         """Ends the server, and only it, as a power cut would."""
@@ -153,10 +168,10 @@ def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_server(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A context manager that runs a server of its own with the given settings."""
+    """A context manager that runs a server of its own with the settings given; `program` stands for `-m server`."""
 
     @contextmanager
-    def run(*, wait_ready: bool = True, **settings: str) -> Iterator[ServerProcess]:
+    def run(*, wait_ready: bool = True, **settings: Any) -> Iterator[ServerProcess]:
         settings.setdefault("api_keys", KEY)
         settings.setdefault("min_free_bytes", "0")
         server = ServerProcess(demo_weights, tmp_path_factory.mktemp("server") / "data", **settings)

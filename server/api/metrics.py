@@ -26,7 +26,8 @@ def _moment(services: Services, disk_bytes: dict[str, int]) -> Moment:
         jobs=services.jobs.counts(),
         worker=services.worker.state,
         ready=services.ready,
-        restarts={"any": services.worker.restarts},
+        alarm=bool(services.worker.alarm),
+        restarts=services.worker.restarts,
         disk_bytes=disk_bytes,
         free_bytes=services.results.free_bytes(),
     )

@@ -20,17 +20,18 @@ from server.errors import (
     RunTimeout,
     SafetyBlocked,
     ServerError,
+    StepTimeout,
     Unavailable,
-    WaitTimeout,
     WorkerCrashed,
 )
 from server.logs import describe_prompt
 from server.media.results import ResultFiles
 from server.worker.protocol import Done, Failed, Step, result_of, run_message
-from server.worker.supervisor import WorkerLost, WorkerState, WorkerStuck, WorkerSupervisor
+from server.worker.supervisor import WorkerLost, WorkerNotReady, WorkerState, WorkerStuck, WorkerSupervisor
 
 from .database import JobDatabase
 from .model import MAX_WORKER_DEATHS, Ending, Job, State
+from .recovery import take_up
 from .service import JobService, Progress, Watch
 from .turns import Turns
 
@@ -66,9 +67,10 @@ class Dispatcher:
         *,
         log_prompts: bool = False,
         run_limit_s: float | None = None,
+        file_ttl_s: float = float("inf"),
         clock: Clock = STEADY,
     ) -> None:
-        self._clock, self._run_limit_s = clock, run_limit_s
+        self._clock, self._run_limit_s, self._file_ttl_s = clock, run_limit_s, file_ttl_s
         self._database, self._service, self._worker, self._results = database, service, worker, results
         self._running: Job | None = None
         self._claiming = False
@@ -81,10 +83,7 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Takes up what an earlier run of the server left, then begins to dispatch."""
-        await self._database.write(self._database.writer.clamp_times, now=self._clock.now())
-        cancelled = await self._database.write(self._database.writer.recover, now=self._clock.now())
-        for job in cancelled:
-            log.info("job cancelled, nobody waits for it after the restart", job=job.id)
+        await take_up(self._database, self._results, self._clock, file_ttl_s=self._file_ttl_s)
         self._service.arrived.set()
         self._task = asyncio.create_task(self._dispatch(), name="dispatcher")
 
@@ -168,8 +167,10 @@ class Dispatcher:
         limit = self._start_run_limit(job, watch)
         try:
             outcome = await self._worker.run(run_message(job.id, job.attempt, job.request), on_step)
+        except WorkerNotReady:
+            await self._requeue(job, worker_died=False)
         except WorkerStuck as error:
-            await self._fail(job, watch, queue_s, 0.0, WaitTimeout(str(error)))
+            await self._fail(job, watch, queue_s, 0.0, StepTimeout(str(error)))
         except WorkerLost as error:
             await self._lost(job, watch, queue_s, error)
         else:
@@ -225,7 +226,10 @@ class Dispatcher:
         if result.notes.get("unseen_tokens"):
             log.warning("prompt longer than the model reads", job=job.id, unseen_tokens=result.notes["unseen_tokens"])
         ending = self._ending(State.SUCCEEDED, watch, queue_s, done.compute_s)
-        await self._finish(job, replace(ending, result=result))
+        if await self._finish(job, replace(ending, result=result)):
+            await self._results.settle(result)
+        else:
+            await self._results.withdraw(result)
 
     async def _lost(self, job: Job, watch: Watch, queue_s: float, error: WorkerLost) -> None:
         deaths = job.deaths + 1
@@ -250,11 +254,12 @@ class Dispatcher:
         total_s = self._clock.now() - watch.submitted
         return Ending(state=state, queue_s=queue_s, compute_s=compute_s, total_s=total_s)
 
-    async def _finish(self, job: Job, ending: Ending) -> None:
+    async def _finish(self, job: Job, ending: Ending) -> bool:
+        """False when the job does not run under this attempt any more."""
         finished = await self._write(self._database.writer.finish, job.id, job.attempt, ending, now=self._clock.now())
         if finished is None:
             log.warning("ending of an old attempt dropped", job=job.id, attempt=job.attempt)
-            return
+            return False
         log.info(
             "job ended",
             job=job.id,
@@ -264,6 +269,7 @@ class Dispatcher:
             total_s=round(ending.total_s, 3),
         )
         self._service.settled(finished)
+        return True
 
     async def _write(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Writes, again until it works: what has happened stays true while the disk is full.

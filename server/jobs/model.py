@@ -5,7 +5,8 @@
       └──► cancelled ◄───┤
     queued ◄──requeue────┘        (the worker was lost or the server stopped, and attempts are left)
 
-A finished job is deleted when its time is over; until then it never changes again.
+A finished job is deleted when its time is over; until then it never changes again, but for one case: a start finds that
+a succeeded job's files are gone, and takes it up as if it still ran.
 """
 
 from __future__ import annotations

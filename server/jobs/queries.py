@@ -75,6 +75,13 @@ UPDATE jobs SET state = 'queued', deaths = deaths + :deaths
 WHERE id = :id AND attempt = :attempt AND state = 'running'
 """
 
+SUCCEEDED = "SELECT id, finished_at, result FROM jobs WHERE state = 'succeeded'"
+
+REOPEN = """
+UPDATE jobs SET state = 'running', result = NULL, finished_at = NULL, queue_s = NULL, compute_s = NULL, total_s = NULL
+WHERE id = ? AND state = 'succeeded'
+"""
+
 # After a restart nobody waits for attached jobs any more, and whatever ran has no worker.
 RECOVER_ATTACHED = f"""
 UPDATE jobs SET state = 'cancelled', finished_at = :now, queue_s = 0, compute_s = 0, total_s = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from server.errors import InsufficientStorage
 from . import queries
 from .migrations import migrate
 from .model import Ending, Expiry, IllegalTransition, Job, Lane, NewJob, State, check_transition
-from .store import CannotPay, QueueFull, TooManyQueued, check_same
+from .store import CannotPay, Published, QueueFull, TooManyQueued, check_same
 
 
 class SqliteStore:
@@ -118,8 +118,17 @@ class SqliteStore:
         with self._transaction():
             return self._connection.execute(queries.REQUEUE, values).rowcount == 1
 
-    def recover(self, *, now: float) -> list[Job]:
+    def published(self) -> list[Published]:
+        return [
+            Published(
+                row["id"], row["finished_at"], tuple(GenerationResult.from_json(json.loads(row["result"])).files())
+            )
+            for row in self._connection.execute(queries.SUCCEEDED)
+        ]
+
+    def recover(self, *, now: float, lost: Iterable[str] = ()) -> list[Job]:
         with self._transaction():
+            self._connection.executemany(queries.REOPEN, [(job_id,) for job_id in lost])
             cancelled = [_job(row) for row in self._connection.execute(queries.RECOVER_ATTACHED, {"now": now})]
             for job in cancelled:
                 self._refund(job)

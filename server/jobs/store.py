@@ -5,11 +5,22 @@ Every method that changes something is one transaction and is on disk when it re
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from server.errors import InsufficientCredits, KeyReused, TooManyRequests
 
 from .model import Ending, Expiry, Idempotency, Job, Lane, NewJob, State
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A succeeded job's id, the reading of the server's clock when it ended, and the names of its files."""
+
+    job_id: str
+    finished_at: float
+    files: tuple[str, ...]
 
 
 class QueueFull(TooManyRequests):
@@ -90,8 +101,14 @@ class JobStore(Protocol):
     def requeue(self, job_id: str, attempt: int, *, worker_died: bool) -> bool:
         """Puts a running job back in its place. False when it is not running under this attempt."""
 
-    def recover(self, *, now: float) -> list[Job]:
-        """After a start: requeues what ran, cancels what was attached. Returns the cancelled ones."""
+    def recover(self, *, now: float, lost: Iterable[str] = ()) -> list[Job]:
+        """After a start: requeues what ran, cancels what was attached. Returns the cancelled ones.
+
+        lost: ids of succeeded jobs whose files are gone; they count as running.
+        """
+
+    def published(self) -> list[Published]:
+        """The files that succeeded jobs name."""
 
     def clamp_times(self, *, now: float) -> None:
         """Makes every time that lies ahead `now`: the machine's clock was set back, and no age is negative."""

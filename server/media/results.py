@@ -2,10 +2,12 @@
 
     data/spool/inputs/<sha256>.<ext>    control images, by content
     data/spool/outputs/…                what the worker wrote, not yet published
+    data/spool/publishing/…             notes of what is being published
     data/files/<token>.<ext>            published results and uploads; the token is 128 random bits
 
 A published file's name is its permission: whoever knows it may read it, as at the service whose API this speaks.
-Publishing is crash-safe: contents synced, renamed into place, folder synced, and only then is the job's row committed.
+Publishing is crash-safe: names noted, contents synced, renamed into place, folder synced, and only then is the job's
+row committed and the note removed. What a crash leaves between is taken back at the next start.
 A file's time of change is the server's clock's reading when it was kept, which its age is told by.
 """
 
@@ -18,12 +20,14 @@ import re
 import secrets
 import shutil
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from pipelines.request import GenerationResult, OutputFile
 from server.clock import STEADY, Clock
+
+from .publishing import PublishingNotes
 
 MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
@@ -35,13 +39,19 @@ class TornResult(ValueError):
 
 
 class ResultFiles:
-    """The data folder's pictures. Blocking work runs in threads."""
+    """The data folder's pictures. Blocking work runs in threads.
 
-    def __init__(self, data_dir: Path, *, clock: Clock = STEADY) -> None:
-        self._clock = clock
+    reached: called at each of `publishing.POINTS`, for tests that end the process there.
+    """
+
+    def __init__(
+        self, data_dir: Path, *, clock: Clock = STEADY, reached: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._clock, self._reached = clock, reached
         self.spool = data_dir / "spool"
         self._inputs, self._outputs = self.spool / "inputs", self.spool / "outputs"
         self._files = data_dir / "files"
+        self._notes = PublishingNotes(self.spool / "publishing")
         # Held while an input is looked up and kept, or looked up and removed: the two must not interleave.
         self._inputs_lock = threading.Lock()
 
@@ -52,6 +62,7 @@ class ResultFiles:
             folder.mkdir(parents=True, exist_ok=True)
             for half in folder.glob(".*.part"):
                 half.unlink(missing_ok=True)
+        self._notes.prepare()
         for folder in (self._inputs, self._files):
             self._clamp_times(folder)
 
@@ -67,8 +78,25 @@ class ResultFiles:
         """Moves a result's files from the spool to their public names.
 
         Returns the result with those names. Raises TornResult when a file is not what was announced, and OSError.
+        `settle` or `withdraw` has to follow.
         """
         return await asyncio.to_thread(self._publish, result)
+
+    async def settle(self, result: GenerationResult) -> None:
+        """The row that names these published files is committed."""
+        self._reached("committed")
+        await asyncio.to_thread(self._notes.remove, result.files())
+
+    async def withdraw(self, result: GenerationResult) -> None:
+        """Removes published files that no row names."""
+        await asyncio.to_thread(self._withdraw, result.files())
+
+    def withdraw_unnamed(self, named: set[str]) -> int:
+        """After a start: removes what was being published and is in no row. Returns how many files."""
+        unnamed = [name for name in self._notes.take_all() if name not in named and self.find(name)]
+        for name in unnamed:
+            (self._files / name).unlink(missing_ok=True)
+        return len(unnamed)
 
     def find(self, name: str) -> Path | None:
         """The published file of that name, or None."""
@@ -117,31 +145,38 @@ class ResultFiles:
 
     def _publish(self, result: GenerationResult) -> GenerationResult:
         """All files are checked before the first gets its public name, and none keeps one when a later one fails."""
-        drawn = [*result.images, *([result.depth_map] if result.depth_map else [])]
-        for output in drawn:
-            self._check(output)
-        placed: list[OutputFile] = []
+        self._reached("drawn")
+        published = result.renamed([_new_name(output.format) for output in result.outputs()])
+        self._notes.write(published.files())
+        self._reached("noted")
         try:
-            placed.extend(self._place(output) for output in drawn)
-            _sync_folder(self._files)
-        except OSError:
-            for output in placed:
-                (self._files / output.file).unlink(missing_ok=True)
+            self._place_all(result, published)
+        except (OSError, TornResult):
+            self._withdraw(published.files())
             raise
-        images, rest = placed[: len(result.images)], placed[len(result.images) :]
-        return replace(result, images=tuple(images), depth_map=rest[0] if rest else None)
+        return published
+
+    def _place_all(self, drawn: GenerationResult, published: GenerationResult) -> None:
+        for output in drawn.outputs():
+            self._check(output)
+        self._reached("checked")
+        for old, new in zip(drawn.files(), published.files(), strict=True):
+            (self._outputs / old).rename(self._files / new)
+            self._stamp(self._files / new)
+            self._reached("placed")
+        _sync_folder(self._files)
+        self._reached("synced")
+
+    def _withdraw(self, names: list[str]) -> None:
+        for name in names:
+            (self._files / name).unlink(missing_ok=True)
+        self._notes.remove(names)
 
     def _check(self, output: OutputFile) -> None:
         source = self._outputs / output.file
         if hashlib.sha256(source.read_bytes()).hexdigest() != output.sha256:
             raise TornResult(f"{output.file} is not what the worker announced")
         _sync_file(source)
-
-    def _place(self, output: OutputFile) -> OutputFile:
-        name = _new_name(output.format)
-        (self._outputs / output.file).rename(self._files / name)
-        self._stamp(self._files / name)
-        return replace(output, file=name)
 
     def _stamp(self, path: Path) -> None:
         os.utime(path, (self._clock.now(),) * 2)

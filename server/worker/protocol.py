@@ -4,7 +4,7 @@ One message is one line of JSON. Pictures cross as files in the spool folder. Th
 this file, so the same worker can serve another kind of queue on another machine.
 
     down   Load · Run · Cancel · Shutdown
-    up     Ready · Step · Done · Failed · Fatal
+    up     Hello · Ready · Step · Done · Failed · Fatal
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.request import GenerationRequest, GenerationResult
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,8 @@ class Load:
     models: `weights.sources.ModelSources` as JSON, by model name; the folders are None where there is nothing to load.
     depth_estimator_name, depth_map_mode: as in `pipelines.depth_catalogue`; the mode may be "auto".
     metadata: write into each picture how it was made. memory_plan: a plan's name, or auto. memory_limit_bytes: of the
-    device, None for all that is free.
+    device, None for all that is free. fault_switches: let a prompt ask for a fault, as `pipelines.fault_switches` says;
+    demo weights only.
     """
 
     version: int
@@ -45,6 +46,7 @@ class Load:
     dtype: str
     memory_plan: str
     memory_limit_bytes: int | None
+    fault_switches: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,13 @@ class Cancel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shutdown:
     """Leave once idle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """The libraries are imported; no model and no device is touched before Load comes."""
+
+    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +124,7 @@ class Failed:
     """The job ended without pictures; the worker goes on.
 
     kind: input, safety, out_of_memory, not_finite, unknown or cancelled.
+    message: for the client where the kind is input, safety or not_finite; else for the log, without prompt and folders.
     """
 
     job: str
@@ -126,7 +136,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fatal:
-    """This process cannot go on and leaves now. reason: load, device or protocol."""
+    """This process cannot go on and leaves now.
+
+    reason: load, device or protocol. message: for the log, without prompt and folders.
+    """
 
     reason: str
     message: str
@@ -135,10 +148,10 @@ class Fatal:
 
 
 Down = Load | Run | Cancel | Shutdown
-Up = Ready | Step | Done | Failed | Fatal
+Up = Hello | Ready | Step | Done | Failed | Fatal
 
 _TYPES: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Load, Run, Cancel, Shutdown, Ready, Step, Done, Failed, Fatal)
+    kind.__name__: kind for kind in (Load, Run, Cancel, Shutdown, Hello, Ready, Step, Done, Failed, Fatal)
 }
 
 

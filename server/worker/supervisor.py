@@ -1,36 +1,34 @@
 """Keeps one worker process alive and lets one job at a time run in it.
 
-The parent learns of the child's death from its pipe closing, and of a hang from missing steps. Whatever the child did,
-the HTTP side stays up.
+The parent learns of the child's death from the process itself, and of a hang from missing steps. Whatever the child
+did, the HTTP side stays up.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import structlog
 
-from .protocol import Cancel, Done, Failed, Fatal, Load, ProtocolError, Ready, Run, Shutdown, Step, Up, decode, encode
+from .child import COMMAND, Child, Spawn, spawn
+from .hiding import hide
+from .job import JobInHand
+from .protocol import Cancel, Done, Failed, Fatal, Load, Ready, Run, Shutdown, Step, Up
+from .record import ALARM_FAILURES, ALARM_WINDOW_S, LifeRecord
+from .spare import Spare
+from .step_limit import StepLimit
 
 log = structlog.get_logger(__name__)
 
-BACKOFF_S = (0.0, 1.0, 5.0, 30.0)
-"""Waits before respawns, by how many times in a row the worker left before it was ready."""
-
-LINE_LIMIT_BYTES = 1024 * 1024
 STOP_LIMIT_S = 5.0
-
-DEATH_POLL_S = 0.02
-LAST_WORDS_LIMIT_S = 0.1
-"""For what a dead worker's pipe still holds."""
-
-COMMAND = (sys.executable, "-P", "-m", "server.worker.main")
+OUT_OF_MEMORY_LIMIT = 3
+"""Jobs that run out of memory in a row before the worker is replaced: something holds memory that no job needs."""
 
 
 class WorkerState(StrEnum):
@@ -49,58 +47,102 @@ class WorkerStuck(RuntimeError):
     """The worker made no step for too long and was ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Gone:
-    """What a job hears when its worker's life has ended."""
+class WorkerNotReady(RuntimeError):
+    """A job was given to a worker that is not ready for one."""
 
-    reason: str
+
+class WorkerStarted(RuntimeError):
+    """The supervisor was started a second time."""
 
 
 class WorkerSupervisor:
-    """Spawns the worker, again whenever it dies, and runs jobs in it."""
+    """Spawns the worker, again whenever it dies, and runs jobs in it.
+
+    load_limit_s: for loading and warm-up. step_limit_s: between two steps, None for the rule of `step_limit`.
+    spare: keep a second process that has imported the libraries. To be used inside one event loop.
+    """
 
     def __init__(
-        self, load: Load, *, load_limit_s: float, step_limit_s: float, command: tuple[str, ...] = COMMAND
+        self,
+        load: Load,
+        *,
+        load_limit_s: float,
+        step_limit_s: float | None = None,
+        spare: bool = False,
+        command: tuple[str, ...] = COMMAND,
+        start_child: Spawn | None = None,
     ) -> None:
-        self._load, self._command = load, command
-        self._load_limit_s, self._step_limit_s = load_limit_s, step_limit_s
-        self._process: asyncio.subprocess.Process | None = None
+        self._load, self._load_limit_s = load, load_limit_s
+        self._spawn = start_child or partial(spawn, command)
+        self._spare = Spare(self._spawn, wanted=spare)
+        self._steps = StepLimit(step_limit_s)
+        self._record = LifeRecord(time.monotonic)
+        self._child: Child | None = None
+        self._verdict: Fatal | None = None
+        """Why this supervisor ended the child, where it did."""
+        self._job: JobInHand | None = None
+        self._out_of_memory = 0
         self._ready = asyncio.Event()
-        self._messages: asyncio.Queue[Up | _Gone] = asyncio.Queue()
         self._keeper: asyncio.Task[None] | None = None
-        self._failures = 0
         self.state = WorkerState.STOPPED
         self.greeting: Ready | None = None
-        self._words = ""
         self.last_words = ""
         """Why the last worker ended, until another is ready."""
-        self.restarts = 0
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process and self._process.returncode is None else None
+        return self._child.pid if self._child and self._child.alive else None
+
+    @property
+    def spare_pid(self) -> int | None:
+        return self._spare.pid
+
+    @property
+    def spare_is_warm(self) -> bool:
+        return self._spare.warm
+
+    @property
+    def restarts(self) -> Counter[str]:
+        """How many of its lives have ended, by reason; see `LifeRecord`."""
+        return self._record.restarts
+
+    @property
+    def alarm(self) -> str:
+        """What is wrong and what to do, while five lives in ten minutes ended without a picture; else empty."""
+        if not self._record.alarm:
+            return ""
+        return (
+            f"the worker failed {ALARM_FAILURES} times within {ALARM_WINDOW_S / 60:g} minutes without drawing anything"
+            f" (last: {self.last_words or 'unknown'}). Look at the log, run `flux-server doctor` and check the card"
+            " with `nvidia-smi`; the worker is still started again every 30 s and queued jobs are kept"
+        )
+
+    @property
+    def can_draw(self) -> bool:
+        """A worker is there and nothing says that it cannot be trusted."""
+        return self.state in (WorkerState.READY, WorkerState.BUSY) and not self._record.alarm
 
     async def start(self) -> None:
+        """Begins to keep a worker. Raises WorkerStarted when it does already."""
+        if self._keeper is not None:
+            raise WorkerStarted("the supervisor runs already")
         self._keeper = asyncio.create_task(self._keep_alive(), name="worker-keeper")
 
     async def stop(self) -> None:
-        """Asks the worker to leave, then makes it."""
-        if self._keeper:
-            self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
+        """Asks the worker to leave, then makes it. A job that it had is lost."""
+        keeper, self._keeper = self._keeper, None
+        may_farewell = self.state in (WorkerState.READY, WorkerState.BUSY)
         self._enter(WorkerState.STOPPED)
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        self._send(Shutdown())
-        try:
-            async with asyncio.timeout(STOP_LIMIT_S):
-                await _exit_status(process)
-        except TimeoutError:
-            _kill(process)
-            await _exit_status(process)
-        _close(process)
+        if keeper:
+            keeper.cancel()
+            await asyncio.wait({keeper})
+        await self._spare.stop()
+        if self._child is not None:
+            if may_farewell:
+                await _farewell(self._child)
+            await self._child.end()
+            self._child = None
+        self._lose_job(WorkerLost("the worker was stopped"))
 
     async def wait_ready(self) -> None:
         """Returns when a worker has loaded and is idle."""
@@ -109,134 +151,118 @@ class WorkerSupervisor:
     async def run(self, run: Run, on_step: Callable[[Step], None]) -> Done | Failed:
         """Runs one job in the ready worker.
 
-        Raises WorkerLost when the worker dies, WorkerStuck when it makes no step within the limit and had to be ended.
+        Raises WorkerNotReady when there is none, WorkerLost when it dies, WorkerStuck when it makes no step within the
+        limit and had to be ended. Cancelled, it asks the worker to stop the job.
         """
+        if self.state is not WorkerState.READY or self._child is None or not self._child.alive:
+            raise WorkerNotReady(f"the worker is {self.state.value}; wait_ready() tells when it takes a job")
+        self._job = job = JobInHand(run, self._steps, on_step=on_step, on_stuck=partial(self._end, "stuck"))
         self._enter(WorkerState.BUSY)
-        self._messages = asyncio.Queue()
-        self._send(run)
-        while True:
-            try:
-                async with asyncio.timeout(self._step_limit_s):
-                    message = await self._messages.get()
-            except TimeoutError:
-                await self._end_stuck(run)
-                raise WorkerStuck(f"no step within {self._step_limit_s:g} s; the worker was replaced") from None
-            if isinstance(message, _Gone):
-                raise WorkerLost(message.reason)
-            if isinstance(message, Step) and (message.job, message.attempt) == (run.job, run.attempt):
-                on_step(message)
-            elif isinstance(message, Done | Failed) and (message.job, message.attempt) == (run.job, run.attempt):
-                self._enter(WorkerState.READY)
-                return message
+        self._child.prompt = str(run.request.get("prompt", ""))
+        self._child.send(run)
+        try:
+            return await job.outcome
+        except asyncio.CancelledError:
+            self.cancel(run.job, run.attempt)
+            raise
 
     def cancel(self, job: str, attempt: int) -> None:
-        """Asks the worker to stop this job before its next step."""
-        self._send(Cancel(job=job, attempt=attempt))
-
-    async def _end_stuck(self, run: Run) -> None:
-        log.error("worker stuck", job=run.job, limit_s=self._step_limit_s)
-        if self._process is not None:
-            _kill(self._process)
-        while not isinstance(await self._messages.get(), _Gone):
-            pass
+        """Asks the worker to stop this job before its next step. Does nothing where no worker is."""
+        if self._child is not None:
+            self._child.send(Cancel(job=job, attempt=attempt))
 
     async def _keep_alive(self) -> None:
         while True:
-            delay_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
-            if delay_s:
-                log.warning("worker waits before its next start", delay_s=delay_s, reason=self.last_words)
-                await asyncio.sleep(delay_s)
-            self._failures += 1
-            await self._live()
-            self.restarts += 1
+            if wait_s := self._record.wait_s:
+                log.warning("worker waits before its next start", delay_s=wait_s, reason=self.last_words)
+                await asyncio.sleep(wait_s)
+            self._take_note(await self._live())
 
-    async def _live(self) -> None:
-        """One life of a worker: from its spawn to its end."""
+    async def _live(self) -> Fatal:
+        """One life of a worker: from its spawn to its end. Returns why it ended."""
         self._enter(WorkerState.STARTING)
+        self._verdict, self._out_of_memory = None, 0
         started = time.monotonic()
-        self._words = ""
         try:
-            process = await self._spawn()
+            self._child = child = await self._spare.take() or await self._spawn()
         except OSError as error:
-            self.last_words = f"the worker cannot be started: {error}"
             self._enter(WorkerState.DOWN)
-            return
-        self._process = process
-        log.info("worker started", pid=process.pid)
-        watchdog = asyncio.get_running_loop().call_later(self._load_limit_s, self._end_unready, process)
+            return Fatal(reason="spawn", message=hide(f"the worker cannot be started: {error}"))
+        log.info("worker started", pid=child.pid)
+        await self._converse(child)
+        self._enter(WorkerState.DOWN)
+        status = await child.end()
+        self._child = None
+        age_s = round(time.monotonic() - started, 3)
+        end = self._verdict or child.verdict
+        log.warning("worker ended", pid=child.pid, status=status, age_s=age_s, reason=end.reason, message=end.message)
+        return end
+
+    async def _converse(self, child: Child) -> None:
+        """Returns when the worker has no more to say."""
+        loading = asyncio.get_running_loop().call_later(self._load_limit_s, self._end_unready)
+        child.send(self._load)
         try:
-            self._send(self._load)
-            await self._listen_while_alive(process)
+            async for message in child.messages():
+                self._hear(child, message)
         finally:
-            watchdog.cancel()
-            if self.state is not WorkerState.STOPPED:
-                self._enter(WorkerState.DOWN)
-        _kill(process)
-        code = await _exit_status(process)
-        _close(process)
-        self.last_words = self._words or f"the worker process ended with status {code}"
-        self._messages.put_nowait(_Gone(self.last_words))
-        log.warning("worker ended", pid=process.pid, status=code, age_s=round(time.monotonic() - started, 3))
+            loading.cancel()
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        """The child's stdin and stdout carry messages; its stderr goes where ours goes."""
-        pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, limit=LINE_LIMIT_BYTES)
-
-    async def _listen_while_alive(self, process: asyncio.subprocess.Process) -> None:
-        """Returns when the worker has no more to say or is dead.
-
-        A pipe alone does not tell death: a helper process that the worker started may hold it open.
-        """
-        listening = asyncio.ensure_future(self._listen(process))
-        dying = asyncio.ensure_future(_exit_status(process))
-        try:
-            await asyncio.wait({listening, dying}, return_when=asyncio.FIRST_COMPLETED)
-            if not listening.done():
-                await asyncio.wait({listening}, timeout=LAST_WORDS_LIMIT_S)
-        finally:
-            listening.cancel()
-            dying.cancel()
-            await asyncio.gather(listening, dying, return_exceptions=True)
-
-    async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        """Hands on what the worker says, until its pipe closes, it gives up, or it says something unreadable."""
-        assert process.stdout is not None
-        async for line in process.stdout:
-            try:
-                message = decode(line)
-            except ProtocolError as error:
-                self._words = str(error)
-                log.error("worker sent something unreadable", reason=str(error))
-                return
-            if isinstance(message, Fatal):
-                self._words = f"{message.reason}: {message.message}"
-                log.error("worker gives up", reason=message.reason, message=message.message)
-                return
-            if isinstance(message, Ready):
-                self._greet(message)
+    def _hear(self, child: Child, message: Up) -> None:
+        if isinstance(message, Ready) and self.state is WorkerState.STARTING:
+            self._greet(child, message)
+        elif isinstance(message, Step | Done | Failed) and self._job and self._job.concerns(message):
+            if isinstance(message, Step):
+                self._job.progress(message)
             else:
-                self._messages.put_nowait(message)
+                self._conclude(child, self._job, message)
 
-    def _greet(self, ready: Ready) -> None:
+    def _greet(self, child: Child, ready: Ready) -> None:
         self.greeting = ready
         self.last_words = ""
-        self._failures = 0
+        self._steps.warmed_up(ready.warmup_s)
         self._enter(WorkerState.READY)
-        log.info("worker ready", models=ready.models, device=ready.device, load_s=round(ready.load_s, 3))
+        self._spare.prepare()
+        log.info("worker ready", pid=child.pid, models=ready.models, device=ready.device, load_s=round(ready.load_s, 3))
         log.info("memory plan", plan=ready.plan_line)
 
-    def _end_unready(self, process: asyncio.subprocess.Process) -> None:
-        if self.state is WorkerState.STARTING:
-            self._words = f"the models did not load within {self._load_limit_s:g} s"
-            _kill(process)
+    def _conclude(self, child: Child, job: JobInHand, message: Done | Failed) -> None:
+        self._job, child.prompt = None, ""
+        self._enter(WorkerState.READY)
+        if isinstance(message, Done):
+            self._out_of_memory = 0
+            self._record.note_picture()
+        elif message.kind == "out_of_memory":
+            self._out_of_memory += 1
+            if self._out_of_memory >= OUT_OF_MEMORY_LIMIT:
+                self._end("out_of_memory", f"{OUT_OF_MEMORY_LIMIT} jobs in a row ran out of memory")
+        job.conclude(message)
 
-    def _send(self, message: Load | Run | Cancel | Shutdown) -> None:
-        """Writes a message. A worker that is gone is noticed by its closed pipe, not here."""
-        process = self._process
-        if process is not None and process.stdin is not None and process.returncode is None:
-            with suppress(ConnectionError, RuntimeError):
-                process.stdin.write(encode(message))
+    def _take_note(self, end: Fatal) -> None:
+        had_alarm = self._record.alarm
+        self.last_words = end.message if end.reason in ("crashed", "spawn") else f"{end.reason}: {end.message}"
+        self._record.note_end(end.reason)
+        stuck = end.reason == "stuck"
+        self._lose_job(WorkerStuck(end.message) if stuck else WorkerLost(self.last_words))
+        if self.alarm and not had_alarm:
+            log.error("the worker keeps failing", advice=self.alarm)
+
+    def _end_unready(self) -> None:
+        if self.state is WorkerState.STARTING:
+            self._end("load_timeout", f"the models did not load within {self._load_limit_s:g} s")
+
+    def _end(self, reason: str, words: str) -> None:
+        """Kills the worker; its life's end then has this reason."""
+        log.error("worker is ended", reason=reason, message=words, job=self._job.run.job if self._job else None)
+        self._verdict = Fatal(reason=reason, message=words)
+        self._enter(WorkerState.DOWN)
+        if self._child is not None:
+            self._child.kill()
+
+    def _lose_job(self, error: Exception) -> None:
+        job, self._job = self._job, None
+        if job:
+            job.lose(error)
 
     def _enter(self, state: WorkerState) -> None:
         self.state = state
@@ -246,19 +272,9 @@ class WorkerSupervisor:
             self._ready.clear()
 
 
-async def _exit_status(process: asyncio.subprocess.Process) -> int:
-    """The status of a process once it is dead. `Process.wait` would also wait for everyone who holds its pipes."""
-    while process.returncode is None:  # noqa: ASYNC110 (what would set an event is what is wrong with wait)
-        await asyncio.sleep(DEATH_POLL_S)
-    return process.returncode
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()
-
-
-def _close(process: asyncio.subprocess.Process) -> None:
-    """Closes the pipes of a dead process, which its helpers may hold open, or which may be full of what nobody read."""
-    process._transport.close()  # type: ignore[attr-defined]
+async def _farewell(child: Child) -> None:
+    """Asks an idle worker to leave and waits for that, within a limit."""
+    child.send(Shutdown())
+    with suppress(TimeoutError):
+        async with asyncio.timeout(STOP_LIMIT_S):
+            await child.exit_status()

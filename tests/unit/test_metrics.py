@@ -19,6 +19,7 @@ MOMENT = Moment(
     jobs={(State.QUEUED, Lane.BATCH): 3, (State.QUEUED, Lane.INTERACTIVE): 1, (State.SUCCEEDED, Lane.BATCH): 7},
     worker=WorkerState.BUSY,
     ready=True,
+    alarm=True,
     restarts={"crash": 2, "stuck": 1},
     disk_bytes={"files": 10, "spool": 20, "database": 30},
     free_bytes=1000,
@@ -58,17 +59,21 @@ def test_the_moment_is_told(metrics: Metrics) -> None:
     assert set(states.values()) == {0}
     assert value(samples, "flux_worker_restarts_total", reason="crash") == 2
     assert value(samples, "flux_ready") == 1
+    assert value(samples, "flux_worker_alarm") == 1
     assert [value(samples, "flux_disk_bytes", kind=kind) for kind in ("files", "spool", "database")] == [10, 20, 30]
     assert value(samples, "flux_disk_free_bytes") == 1000
 
 
 def test_a_later_moment_leaves_nothing_of_an_earlier_one(metrics: Metrics) -> None:
     samples_of(metrics)
-    empty = Moment(jobs={}, worker=WorkerState.DOWN, ready=False, restarts={}, disk_bytes={"files": 0}, free_bytes=0)
+    empty = Moment(
+        jobs={}, worker=WorkerState.DOWN, ready=False, alarm=False, restarts={}, disk_bytes={"files": 0}, free_bytes=0
+    )
     samples = samples_of(metrics, empty)
     assert value(samples, "flux_queue_jobs", lane="batch") == 0
     assert value(samples, "flux_worker_state", state="busy") == 0
     assert value(samples, "flux_ready") == 0
+    assert value(samples, "flux_worker_alarm") == 0
 
 
 def test_a_succeeded_job_is_counted_with_its_stages(metrics: Metrics) -> None:

@@ -20,10 +20,20 @@ from typing import Any
 
 import psutil
 import pytest
+import structlog
 
+from server.worker import record as record_module
+from server.worker import spare as spare_module
 from server.worker import supervisor as supervisor_module
 from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Load, Run, Step, encode
-from server.worker.supervisor import WorkerLost, WorkerState, WorkerStuck, WorkerSupervisor
+from server.worker.supervisor import (
+    WorkerLost,
+    WorkerNotReady,
+    WorkerStarted,
+    WorkerState,
+    WorkerStuck,
+    WorkerSupervisor,
+)
 
 LONG_S = 10.0
 """For what should happen soon: only a failing test waits this long."""
@@ -112,6 +122,13 @@ def draw(run):
         helper = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
         note("helpers", str(helper.pid))
         os._exit(9)
+    elif do == "out of memory":
+        say(Failed(job=run.job, attempt=run.attempt, kind="out_of_memory", message="2 GiB"))
+    elif do == "write":
+        for number in range(1000):
+            print(f"line {number} of {run.request['prompt']} in /srv/secret/place", file=sys.stderr)
+        sys.stderr.flush()
+        done(run)
     elif do == "speak of other attempts":
         step(run, 90, attempt=run.attempt - 1)
         done(run, attempt=run.attempt - 1)
@@ -126,12 +143,19 @@ def draw(run):
         raise AssertionError(do)
 
 
-load = decode(source.readline())
+say(Hello(version=PROTOCOL_VERSION))
+line = source.readline()
+if not line:
+    os._exit(0)
+load = decode(line)
 note("starts", f"{os.getpid()} {time.monotonic()}")
 starts = len(open(os.path.join(load.spool, "starts")).readlines())
 if load.device == "broken" or (load.device == "broken twice" and starts <= 2):
     say(Fatal(reason="load", message="no weights here"))
     os._exit(70)
+if load.device == "other version":
+    say(filled(Ready, version=load.version + 1))
+    for_ever()
 if load.device == "never ready":
     for_ever()
 say(filled(Ready, version=load.version, models=["flux-dev"]))
@@ -206,11 +230,14 @@ async def until(condition: Callable[[], Any], limit_s: float = LONG_S) -> Any:
 
 
 @asynccontextmanager
-async def supervised(spool: Path, mode: str = "ready", **limits: float) -> AsyncIterator[WorkerSupervisor]:
+async def supervised(
+    spool: Path, mode: str = "ready", *, spare: bool = False, **limits: float
+) -> AsyncIterator[WorkerSupervisor]:
     worker = WorkerSupervisor(
         load_message(spool, mode),
         load_limit_s=limits.get("load_limit_s", LONG_S),
         step_limit_s=limits.get("step_limit_s", LONG_S),
+        spare=spare,
         command=(sys.executable, "-P", str(spool / "child.py")),
     )
     await worker.start()
@@ -251,7 +278,7 @@ async def assert_replaced(worker: WorkerSupervisor, old_pid: int) -> None:
     """A new worker comes up, and it works."""
     assert await ready(worker) != old_pid
     assert is_gone(old_pid)
-    assert worker.restarts == 1
+    assert worker.restarts.total() == 1
     outcome = await run_job(worker, job("draw", name="next"))
     assert isinstance(outcome, Done)
     assert outcome.result == {"by": worker.pid}
@@ -291,7 +318,7 @@ def test_a_worker_becomes_ready_and_draws(loop_kind: str, spool: Path) -> None:
                 ("a", 1, number, 3, 0.5) for number in (1, 2, 3)
             ]
             assert worker.state is WorkerState.READY
-            assert worker.restarts == 0
+            assert worker.restarts.total() == 0
 
     on_loop(loop_kind, test())
 
@@ -303,7 +330,7 @@ def test_a_failed_job_leaves_the_worker_ready_for_the_next(spool: Path) -> None:
             failed = await run_job(worker, job("fail"))
             assert failed == Failed(job="a", attempt=1, kind="input", message="no such size", compute_s=0.25)
             assert isinstance(await run_job(worker, job("draw", name="b")), Done)
-            assert (worker.pid, worker.restarts) == (pid, 0)
+            assert (worker.pid, worker.restarts.total()) == (pid, 0)
 
     run(test())
 
@@ -420,7 +447,11 @@ def test_a_helper_that_a_dead_worker_left_behind_does_not_hide_its_death(loop_ki
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files by /proc")
 @pytest.mark.parametrize("do", ["die", "endless line", "die and leave a helper"])
-def test_a_lost_worker_leaves_no_pipe_open(loop_kind: str, spool: Path, do: str) -> None:
+def test_a_lost_worker_leaves_no_pipe_open(
+    loop_kind: str, spool: Path, do: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_module, "BACKOFF_S", (0.0,))
+
     def count_open() -> int:
         return len(os.listdir("/proc/self/fd"))
 
@@ -468,13 +499,229 @@ def test_cancelling_when_nothing_runs_does_no_harm(spool: Path) -> None:
     run(test())
 
 
+# Calls at the wrong time.
+
+
+def test_a_job_for_a_worker_that_is_not_ready_is_refused(spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            await until(lambda: worker.state is WorkerState.STARTING)
+            with pytest.raises(WorkerNotReady, match="starting"):
+                await worker.run(job("draw"), lambda _: None)
+            await ready(worker)
+            running = asyncio.create_task(run_job(worker, job("wait for cancel")))
+            await until(lambda: worker.state is WorkerState.BUSY)
+            with pytest.raises(WorkerNotReady, match="busy"):
+                await worker.run(job("draw", name="b"), lambda _: None)
+            worker.cancel("a", 1)
+            assert isinstance(await running, Failed)
+        with pytest.raises(WorkerNotReady, match="stopped"):
+            await worker.run(job("draw"), lambda _: None)
+
+    run(test())
+
+
+def test_a_second_start_is_refused_and_one_after_a_stop_is_not(spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            with pytest.raises(WorkerStarted):
+                await worker.start()
+            await stop(worker)
+            await worker.start()
+            assert await ready(worker) != pid
+
+    run(test())
+
+
+def test_a_stop_during_a_job_loses_it_at_once(loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "STOP_LIMIT_S", 0.3)
+
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            await ready(worker)
+            steps: list[Step] = []
+            running = asyncio.create_task(run_job(worker, job("hang"), steps))
+            await until(lambda: steps)
+            await stop(worker)
+            with pytest.raises(WorkerLost):
+                async with asyncio.timeout(0.5):
+                    await running
+
+    on_loop(loop_kind, test())
+
+
+def test_a_call_that_is_cancelled_asks_the_worker_to_stop_and_leaves_it_usable(spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            steps: list[Step] = []
+            running = asyncio.create_task(run_job(worker, job("wait for cancel"), steps))
+            await until(lambda: steps)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            assert await ready(worker) == pid
+            assert isinstance(await run_job(worker, job("draw", name="b")), Done)
+
+    run(test())
+
+
+# Faults.
+
+
+def test_three_jobs_in_a_row_without_memory_replace_the_worker(spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            pid = await ready(worker)
+            for do in ("out of memory", "out of memory", "draw", "out of memory", "fail", "out of memory"):
+                await run_job(worker, job(do))
+                assert await ready(worker) == pid
+            outcome = await run_job(worker, job("out of memory"))
+            assert isinstance(outcome, Failed)
+            await until(lambda: worker.pid != pid)
+            await ready(worker)
+            assert worker.restarts == {"out_of_memory": 1}
+
+    run(test())
+
+
+def test_lives_are_counted_by_how_they_ended(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_module, "BACKOFF_S", (0.0,))
+
+    async def test() -> None:
+        async with supervised(spool, step_limit_s=0.3) as worker:
+            for do in ("die", "fatal", "junk", "hang"):
+                await ready(worker)
+                with pytest.raises(WorkerLost if do != "hang" else WorkerStuck):
+                    await run_job(worker, job(do))
+            await until(lambda: worker.restarts.total() == 4)
+            assert worker.restarts == {"crashed": 1, "device": 1, "protocol": 1, "stuck": 1}
+
+    run(test())
+
+
+def test_five_failures_raise_an_alarm_that_a_picture_ends(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_module, "BACKOFF_S", (0.0,))
+
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            for number in range(5):
+                await ready(worker)
+                assert (worker.alarm, worker.can_draw) == ("", True)
+                with pytest.raises(WorkerLost):
+                    await run_job(worker, job("fatal", attempt=number))
+            await ready(worker)
+            assert not worker.can_draw
+            assert "5 times" in worker.alarm
+            assert "doctor" in worker.alarm
+            await run_job(worker, job("draw"))
+            assert (worker.alarm, worker.can_draw) == ("", True)
+
+    with structlog.testing.capture_logs() as logs:
+        run(test())
+    assert [line["log_level"] for line in logs if line["event"] == "the worker keeps failing"] == ["error"]
+
+
+def test_a_worker_of_another_version_is_refused_with_what_to_do(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_module, "BACKOFF_S", (1000.0,))
+
+    async def test() -> None:
+        async with supervised(spool, "other version") as worker:
+            await until(lambda: worker.state is WorkerState.DOWN and worker.last_words)
+            version = PROTOCOL_VERSION
+            assert f"speaks protocol {version + 1} and this server {version}" in worker.last_words
+            assert "Install the package again" in worker.last_words
+            assert worker.greeting is None
+            assert worker.restarts == {"protocol": 1}
+
+    run(test())
+
+
+def test_what_a_worker_writes_is_logged_without_prompt_and_folders_and_not_without_end(spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            await ready(worker)
+            prompt = "a secret fox"
+            await run_job(worker, Run(job="a", attempt=1, request={"do": "write", "prompt": prompt}))
+            await run_job(worker, job("draw", name="b"))
+
+    with structlog.testing.capture_logs() as logs:
+        run(test())
+    texts = [line["text"] for line in logs if line["event"] == "worker wrote"]
+    assert 0 < len(texts) <= 20
+    assert all("fox" not in text and "/srv" not in text for text in texts)
+    assert any("line 0 of" in text for text in texts)
+
+
+# The spare.
+
+
+def test_a_spare_waits_and_takes_over(loop_kind: str, spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool, spare=True) as worker:
+            pid = await ready(worker)
+            await until(lambda: worker.spare_is_warm)
+            spare = worker.spare_pid
+            assert spare not in (None, pid)
+            assert noted(spool, "starts") == [pid]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: worker.pid != pid)
+            assert await ready(worker) == spare
+            assert worker.spare_pid != spare
+            assert isinstance(await run_job(worker, job("draw")), Done)
+            await until(lambda: worker.spare_is_warm)
+            last = worker.spare_pid
+        assert last
+        assert is_gone(last)
+
+    on_loop(loop_kind, test())
+
+
+def test_no_spare_is_kept_before_the_first_worker_is_ready_or_unless_wanted(spool: Path) -> None:
+    async def test() -> None:
+        async with supervised(spool, "never ready", spare=True) as worker:
+            await until(lambda: starts(spool))
+            assert worker.spare_pid is None
+        async with supervised(spool) as worker:
+            await ready(worker)
+            await run_job(worker, job("draw"))
+            assert worker.spare_pid is None
+
+    run(test())
+
+
+def test_a_spare_that_died_is_replaced_and_does_not_stand_in_the_way(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spare_module, "RETRY_S", 0.3)
+
+    async def test() -> None:
+        async with supervised(spool, spare=True) as worker:
+            pid = await ready(worker)
+            await until(lambda: worker.spare_is_warm)
+            spare = worker.spare_pid
+            assert spare
+            os.kill(spare, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: worker.pid != pid)
+            assert await ready(worker) not in (pid, spare)
+            await until(lambda: worker.spare_is_warm)
+            second = worker.spare_pid
+            assert second
+            os.kill(second, signal.SIGKILL)
+            await until(lambda: worker.spare_is_warm and worker.spare_pid != second)
+            assert worker.restarts.total() == 1
+
+    run(test())
+
+
 # Loading.
 
 
 def test_a_worker_that_cannot_load_is_tried_again_after_growing_waits(
     spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 0.05, 0.15, 0.25))
+    monkeypatch.setattr(record_module, "BACKOFF_S", (0.0, 0.05, 0.15, 0.25))
 
     async def test() -> None:
         async with supervised(spool, "broken") as worker:
@@ -483,20 +730,21 @@ def test_a_worker_that_cannot_load_is_tried_again_after_growing_waits(
             await until(lambda: len(starts(spool)) >= 5)
             moments = [moment for _, moment in starts(spool)]
             gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
-            for gap, wait_s in zip(gaps, (0.05, 0.15, 0.25, 0.25), strict=False):
+            for gap, wait_s in zip(gaps, (0.0, 0.05, 0.15, 0.25), strict=False):
                 assert wait_s <= gap <= wait_s + 3.0
             assert worker.greeting is None
 
     run(test())
 
 
-def test_a_worker_that_was_ready_is_replaced_without_waiting(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 0.01, 0.01, 1000.0))
+def test_a_worker_that_drew_something_is_replaced_without_waiting(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_module, "BACKOFF_S", (0.0, 0.01, 1000.0))
 
     async def test() -> None:
         async with supervised(spool, "broken twice") as worker:
             pid = await ready(worker)
             assert len(starts(spool)) == 3
+            await run_job(worker, job("draw"))
             os.kill(pid, signal.SIGKILL)
             await until(lambda: worker.state is not WorkerState.READY)
             assert await ready(worker) != pid
@@ -508,7 +756,7 @@ def test_a_worker_that_was_ready_is_replaced_without_waiting(spool: Path, monkey
 def test_a_worker_that_does_not_load_in_time_is_ended_and_tried_again(
     spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 1000.0))
+    monkeypatch.setattr(record_module, "BACKOFF_S", (1000.0,))
 
     async def test() -> None:
         async with supervised(spool, "never ready", load_limit_s=0.5) as worker:
@@ -526,7 +774,7 @@ def test_a_worker_that_loaded_in_time_outlives_the_limit(spool: Path) -> None:
         async with supervised(spool, load_limit_s=2.0) as worker:
             pid = await ready(worker)
             await until(lambda: time.monotonic() - began > 2.2)
-            assert (await ready(worker), worker.restarts) == (pid, 0)
+            assert (await ready(worker), worker.restarts.total()) == (pid, 0)
 
     run(test())
 
@@ -534,7 +782,7 @@ def test_a_worker_that_loaded_in_time_outlives_the_limit(spool: Path) -> None:
 def test_a_worker_that_cannot_even_be_spawned_is_tried_again(
     loop_kind: str, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 0.05))
+    monkeypatch.setattr(record_module, "BACKOFF_S", (0.05,))
     program = spool / "program"
 
     async def test() -> None:
@@ -604,7 +852,7 @@ def test_stopping_while_the_models_load_ends_the_worker(spool: Path, monkeypatch
 
 
 def test_stopping_during_a_wait_before_a_new_start_is_immediate(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0, 1000.0))
+    monkeypatch.setattr(record_module, "BACKOFF_S", (1000.0,))
 
     async def test() -> None:
         async with supervised(spool, "broken") as worker:
@@ -633,14 +881,14 @@ from server.worker.main import Wire
 
 wire = Wire(sys.stdin.buffer, sys.stdout.buffer)
 wire.inbox.get()
-wire.send(filled(Ready))
+wire.send(filled(Ready, version=PROTOCOL_VERSION))
 threading.Event().wait()
 """
 BY_SIGNAL = """
-from server.worker.main import _die_with_parent
+from server.worker.main import _leave_with_parent
 
-_die_with_parent()
-sys.stdout.buffer.write(encode(filled(Ready)))
+_leave_with_parent()
+sys.stdout.buffer.write(encode(filled(Ready, version=PROTOCOL_VERSION)))
 sys.stdout.buffer.flush()
 threading.Event().wait()
 """

@@ -1,0 +1,79 @@
+"""One attempt at a request, and what is tried before it counts as failed.
+
+out of memory  →  drop everything, shrink, once more
+unknown        →  a tiny picture; when that fails too, the device counts as lost
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .engine import Engine
+from .faults import FaultKind, classify, release_memory
+from .request import GenerationResult
+from .warmup import draw_small
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """kind: of `pipelines.faults`; "fatal" means that this process must not go on.
+
+    text: for the client where the engine wrote it for the client (input, safety, not_finite); else for the log.
+    """
+
+    kind: FaultKind
+    text: str
+
+
+FOR_CLIENTS: frozenset[FaultKind] = frozenset({"input", "safety", "not_finite", "cancelled"})
+
+
+def attempt(engine: Engine, draw: Callable[[], GenerationResult]) -> GenerationResult | Fault:
+    """What `draw` gives, or why it gives nothing. Raises nothing; memory is given back after a fault.
+
+    draw: computes the request with `engine`; called twice at most.
+    """
+    outcome = _try(draw)
+    if isinstance(outcome, Fault) and outcome.kind == "out_of_memory":
+        release_memory()
+        if engine.shrink():
+            outcome = _try(draw)
+    if isinstance(outcome, Fault):
+        release_memory()
+        if outcome.kind == "unknown":
+            return _judge(engine, outcome)
+    return outcome
+
+
+def _try(draw: Callable[[], GenerationResult]) -> GenerationResult | Fault:
+    """When this returns, the exception is gone, and with its traceback the tensors that it held."""
+    try:
+        return draw()
+    except Exception as error:
+        kind = classify(error)
+        return Fault(kind, str(error) if kind in FOR_CLIENTS else _describe(error))
+
+
+def _judge(engine: Engine, fault: Fault) -> Fault:
+    """An unknown fault, or a fatal one when the engine cannot draw a tiny picture after it."""
+    second = _try_small(engine)
+    if second is None:
+        return fault
+    return replace(fault, kind="fatal", text=f"{fault.text}; then the self-test failed: {second}")
+
+
+def _try_small(engine: Engine) -> str | None:
+    try:
+        draw_small(engine, engine.model_names[0])
+    except Exception as error:
+        return _describe(error)
+    return None
+
+
+def _describe(error: Exception) -> str:
+    """Type, text and place in one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno} in {place.name})"

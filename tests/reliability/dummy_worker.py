@@ -1,0 +1,86 @@
+"""A worker without torch: the real worker's end of the line, grey pictures instead of an engine.
+
+It is there in a tenth of a second, so that deaths can be had by the dozen. A prompt may say `[step_s=0.2]`, or
+`[hang]`, which it does after the first step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.request import GenerationRequest, GenerationResult, OutputFile
+from server.worker.main import Wire, _leave_with_parent, _take_streams
+from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Hello, Load, Ready, Run, Step
+
+STEP_S = 0.005
+
+
+def main() -> None:
+    wire = _take_streams()
+    _leave_with_parent()
+    wire.send(Hello(version=PROTOCOL_VERSION))
+    load = wire.inbox.get()
+    assert isinstance(load, Load)
+    wire.send(
+        Ready(
+            version=PROTOCOL_VERSION,
+            models=list(load.models),
+            device="none",
+            safety_checker=False,
+            load_s=0.0,
+            warmup_s=0.0,
+            plan="dummy",
+            plan_line="no models",
+            max_pixels=2**24,
+            takes_turns=False,
+        )
+    )
+    while isinstance(message := wire.inbox.get(), Run):
+        run(wire, message, Path(load.spool) / "outputs")
+    os._exit(0)
+
+
+def run(wire: Wire, run: Run, outputs: Path) -> None:
+    request, start = GenerationRequest.from_json(run.request), time.monotonic()
+    wanted = re.search(r"\[step_s=([\d.]+)\]", request.prompt)
+    for step in range(1, request.steps + 1):
+        if wire.is_cancelled(run):
+            wire.send(Failed(job=run.job, attempt=run.attempt, kind="cancelled", message=""))
+            return
+        time.sleep(float(wanted[1]) if wanted else STEP_S)
+        wire.send(Step(job=run.job, attempt=run.attempt, step=step, steps=request.steps, step_s=STEP_S))
+        if "[hang]" in request.prompt:
+            threading.Event().wait()
+    images = tuple(draw(request, run, index, outputs) for index in range(request.num_outputs))
+    result: dict[str, Any] = GenerationResult(images=images).to_json()
+    wire.send(Done(job=run.job, attempt=run.attempt, result=result, compute_s=time.monotonic() - start))
+
+
+def draw(request: GenerationRequest, run: Run, index: int, outputs: Path) -> OutputFile:
+    buffer, seed = io.BytesIO(), request.seed_of(index)
+    Image.new("RGB", (request.width, request.height), (seed % 256,) * 3).save(buffer, "PNG")
+    data, file = buffer.getvalue(), f"{run.job}.{run.attempt}.{index}.png"
+    (outputs / file).write_bytes(data)
+    return OutputFile(
+        index=index,
+        seed=seed,
+        file=file,
+        format="png",
+        width=request.width,
+        height=request.height,
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+if __name__ == "__main__":
+    main()
