@@ -108,6 +108,8 @@ class Components:
     """Transformers of the fast tiers by model name; empty where those are not offered."""
     tiers: tuple[str, ...] = (EXACT.name,)
     """What requests may ask for, the default first."""
+    shares_weights: bool = False
+    """The depth model is made of flux-dev by a LoRA, so that they come to the device together."""
 
     def transformer(self, model: str, tier: Tier) -> Any:
         """The network that draws `model` in `tier`."""
@@ -180,8 +182,9 @@ def load_components(
         recipe=recipe,
         fast=copies,
         tiers=offered(recipe.precision, fp8_products=fast),
+        shares_weights=FLUX_DEPTH_DEV.name not in models,
     )
-    settle(parts, shares_weights=FLUX_DEPTH_DEV.name not in models)
+    settle(parts)
     _quicken(parts, compiled=compiled)
     return parts
 

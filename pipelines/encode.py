@@ -10,6 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .request import GenerationRequest, OutputFormat
+from .speed.tiers import EXACT
 
 PNG_LEVEL = 1
 """zlib level. Level 6 takes several times as long for about a tenth fewer bytes on photographs."""
@@ -39,7 +40,7 @@ def encode_image(
     return buffer.getvalue()
 
 
-def describe(request: GenerationRequest, prompt: str, seed: int) -> str:
+def describe(request: GenerationRequest, prompt: str, seed: int, tier: str = "") -> str:
     """How a picture was made, in the text form that image tools of this field read (stable-diffusion-webui's
     `parameters`): the prompt, then one line of settings.
     """
@@ -52,6 +53,8 @@ def describe(request: GenerationRequest, prompt: str, seed: int) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model": request.model,
     }
+    if tier not in ("", EXACT.name):
+        settings["Tier"] = tier
     if request.init_image:
         settings["Denoising strength"] = f"{request.strength:g}"
     if request.loras:

@@ -8,14 +8,15 @@ a cancelled or failed request leaves no trace in the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
+from .cache import TensorCache
 from .components import Components
 from .control import Control
 from .decode import decode_latents
@@ -23,8 +24,9 @@ from .denoise import Denoiser, add_noise, make_schedule
 from .faults import BadRequest, Flagged
 from .fp8 import multiplying_in_fp8
 from .latents import draw_noise, image_ids
-from .memory.placement import DEPTH, SAFETY, UPSAMPLER
-from .memory.plans import too_large
+from .memory.budget import host_budget_bytes
+from .memory.placement import DEPTH, SAFETY, UPSAMPLER, bytes_to_host, settle
+from .memory.plans import smaller_recipe, too_large
 from .models import MODELS
 from .request import GenerationRequest
 from .sizes import sequence_length
@@ -91,6 +93,26 @@ class Engine:
         return tuple(self._parts.transformers)
 
     @property
+    def tiers(self) -> tuple[str, ...]:
+        """What requests may ask for, the default first."""
+        return self._parts.tiers
+
+    @contextmanager
+    def rehearsing_loras(self, model: str) -> Iterator[bool]:
+        """Requests in the block compute as with LoRAs that change nothing. Gives False where there is no slot."""
+        shelf = self._parts.shelves.get(model)
+        if shelf is None:
+            yield False
+            return
+        with self._parts.residency.present(model), shelf.rehearsal():
+            yield True
+
+    @property
+    def checks_safety(self) -> bool:
+        """False where no safety classifiers are loaded."""
+        return self._parts.safety is not None
+
+    @property
     def estimates_depth(self) -> bool:
         """False where no depth estimator is loaded, so that control images must be ready depth maps."""
         return self._parts.control.estimates
@@ -116,12 +138,28 @@ class Engine:
             return self._generate(request, control_image, init_image, watch)
 
     def shrink(self) -> bool:
-        """Frees what the request in hand does not need; False when there is nothing left to give back."""
-        caches = (self._parts.text.cache, self._parts.control.cache, self._parts.init.cache)
-        held = any(cache.used_bytes for cache in caches)
-        for cache in caches:
+        """Frees device memory that the request in hand does not need; False when there is nothing left to give back.
+
+        The caches go, and the next smaller memory plan for the same weights takes over, where the host has room for it.
+        """
+        held = any(cache.used_bytes for cache in self._caches)
+        for cache in self._caches:
             cache.clear()
-        return held
+        recipe = smaller_recipe(self._parts.recipe)
+        if recipe is None or bytes_to_host(self._parts, recipe) > host_budget_bytes():
+            return held
+        self._parts = replace(self._parts, recipe=recipe)
+        settle(self._parts)
+        return True
+
+    @property
+    def _caches(self) -> tuple[TensorCache[Any], ...]:
+        return self._parts.text.cache, self._parts.control.cache, self._parts.init.cache
+
+    @property
+    def plan_name(self) -> str:
+        """Of the memory plan that holds now."""
+        return self._parts.recipe.name
 
     def _check(
         self, request: GenerationRequest, control_image: SourceImage | None, init_image: SourceImage | None

@@ -77,7 +77,7 @@ class Spool:
 
     def _image(self, drawn: Drawn, generated: Generated, request: GenerationRequest, name: str) -> OutputFile:
         seed = request.seed_of(drawn.index)
-        parameters = describe(request, generated.prompt, seed) if self.metadata else None
+        parameters = describe(request, generated.prompt, seed, generated.tier) if self.metadata else None
         return self._write(
             drawn.pixels,
             f"{name}.{drawn.index}",

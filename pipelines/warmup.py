@@ -1,7 +1,11 @@
-"""One small generation per model before the worker says that it is ready: loading alone proves nothing."""
+"""What is drawn before the worker says that it is ready: loading alone proves nothing, and compiling takes time.
+
+A size that is not warmed up is drawn all the same, only slower the first time; it never waits for a compiler.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 from PIL import Image
@@ -10,9 +14,16 @@ from .engine import Engine, SourceImage
 from .faults import Flagged
 from .models import MODELS
 from .request import GenerationRequest
+from .sizes import ASPECT_SIZES, aspect_size, control_size, sequence_length
 
 SIDE = 256
 STEPS = 2
+
+PHOTO_SHAPES = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
+"""Shapes of photos that people have; a depth picture takes its shape from them."""
+
+PHOTO_SCALE = 1000
+"""Their sides in pixels are this many times as long: larger than any output."""
 
 
 def warm_up(engine: Engine) -> None:
@@ -24,19 +35,55 @@ def warm_up(engine: Engine) -> None:
         draw_small(engine, name)
 
 
-def draw_small(engine: Engine, model: str) -> None:
-    """Draws a small picture with one model. Raises whatever a real request would raise."""
+def warm_up_sizes(engine: Engine, *, max_pixels: int) -> None:
+    """Draws with every model in every tier one picture of each declared sequence length that there is memory for.
+
+    Two lengths also with a LoRA slot that is on and empty, where there are slots. Raises as `warm_up`.
+    """
+    for model in engine.model_names:
+        sizes = [size for size in declared_sizes(model) if size[0] * size[1] <= max_pixels]
+        for tier in engine.tiers:
+            for width, height in sizes:
+                draw_small(engine, model, width, height, tier)
+        with engine.rehearsing_loras(model) as has_slot:
+            for tier in engine.tiers if has_slot else ():
+                for width, height in sizes[:2]:
+                    draw_small(engine, model, width, height, tier)
+
+
+def declared_sizes(model: str) -> list[tuple[int, int]]:
+    """One size of each sequence length that the model's usual requests have, large ones first.
+
+    flux-dev's eleven aspect ratios at two areas have ten lengths: width and height can be exchanged.
+    """
+    by_length = {sequence_length(*size): size for size in _usual_sizes(model)}
+    return [by_length[length] for length in sorted(by_length, reverse=True)]
+
+
+def _usual_sizes(model: str) -> Iterator[tuple[int, int]]:
+    if MODELS[model].takes_control:
+        for wide, high in PHOTO_SHAPES:
+            photo = wide * PHOTO_SCALE, high * PHOTO_SCALE
+            yield from (control_size(*photo, "1"), control_size(*photo, "0.25"))
+    else:
+        for ratio in ASPECT_SIZES:
+            yield from (aspect_size(ratio, "1"), aspect_size(ratio, "0.25"))
+
+
+def draw_small(engine: Engine, model: str, width: int = SIDE, height: int = SIDE, tier: str = "") -> None:
+    """Draws a picture in two steps with one model. Raises whatever a real request would raise."""
     request = GenerationRequest(
         model=model,
         prompt="warm-up",
-        width=SIDE,
-        height=SIDE,
+        width=width,
+        height=height,
         steps=STEPS,
         guidance=3.5,
         seed=0,
         preprocess=engine.estimates_depth,
+        tier=tier,
     )
-    gradient = Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
-    control = SourceImage(gradient, key="warm-up") if MODELS[model].takes_control else None
+    gradient = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    control = SourceImage(gradient, key=f"warm-up {width}x{height}") if MODELS[model].takes_control else None
     with suppress(Flagged):
         engine.generate(request, control_image=control)

@@ -200,6 +200,9 @@ def load_message(settings: Settings, weights: Located, spool: Path) -> Load:
         dtype=settings.dtype,
         memory_plan=settings.memory_plan,
         memory_limit_bytes=settings.memory_limit_bytes,
+        fast_tiers=settings.fast_tiers,
+        compiled=settings.compile,
+        compile_cache=str((settings.data_dir / "compiled").resolve()),
         fault_switches=settings.fault_switches and is_demo(weights.root),
     )
 

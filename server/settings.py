@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     memory_limit_bytes: int | None = Field(
         None, gt=0, description="Device memory that the server may take; without it, all that is free at its start."
     )
+    fast_tiers: Literal["auto", "on", "off"] = Field(
+        "auto", description="Offer the tiers fast and turbo (fp8); auto where the card has units for fp8 and room."
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="Compile the transformers' blocks before the server is ready; auto on a CUDA card."
+    )
     depth_estimator: str = Field(
         DEFAULT_ESTIMATOR, description="What makes depth maps of photos; a name that is unknown lists all there are."
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from .budget import host_budget_bytes
+from .plans import Recipe
 from .residency import stream
 
 if TYPE_CHECKING:
@@ -14,32 +18,56 @@ TEXT, DEPTH, SAFETY, UPSAMPLER = "text", "depth", "safety", "upsampler"
 """Names that residency knows beside the models' names."""
 
 
-def settle(parts: Components, *, shares_weights: bool) -> None:
-    """Gives every part the place that `parts.recipe` has for it.
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Modules that come and go together, under which names, and whose names must be away while they are there."""
 
-    shares_weights: whether the depth model is made of flux-dev by a LoRA, so that they come together.
-    """
-    recipe = parts.recipe
-    if recipe.transformers == "turns":
-        _take_turns(parts, together=shares_weights)
-    elif recipe.transformers == "stream":
+    names: tuple[str, ...]
+    modules: tuple[Any, ...]
+    rivals: tuple[str, ...] = ()
+    visits: bool = True
+
+
+def settle(parts: Components) -> None:
+    """Gives every part the place that `parts.recipe` has for it. Parts that come and go already are left so."""
+    if parts.recipe.transformers == "stream":
         _stream(parts)
+    for group in _groups(parts, parts.recipe):
+        if not parts.residency.manages(group.names[0]):
+            parts.residency.manage(group.names, group.modules, parts.device, visits=group.visits, rivals=group.rivals)
+
+
+def bytes_to_host(parts: Components, recipe: Recipe) -> int:
+    """What `settle` would take to the host for this recipe that is not there yet."""
+    new = (group for group in _groups(parts, recipe) if not parts.residency.manages(group.names[0]))
+    modules = chain.from_iterable(group.modules for group in new)
+    weights = {id(weight): weight for module in modules for weight in module.parameters()}
+    return sum(weight.nbytes for weight in weights.values())
+
+
+def _groups(parts: Components, recipe: Recipe) -> Iterator[_Group]:
+    if recipe.transformers == "turns":
+        yield from _transformers(parts)
     if recipe.text == "visit":
-        parts.residency.manage([TEXT], parts.text.modules, parts.device, visits=True, rivals=tuple(parts.transformers))
+        yield _Group((TEXT,), parts.text.modules, rivals=tuple(parts.transformers))
     if recipe.helpers == "visit":
-        _let_helpers_visit(parts)
+        yield from (_Group((name,), modules) for name, modules in _helpers(parts).items() if modules)
 
 
-def _take_turns(parts: Components, *, together: bool) -> None:
+def _transformers(parts: Components) -> Iterator[_Group]:
     names = tuple(parts.transformers)
-    for group in [names] if together else [(name,) for name in names]:
-        parts.residency.manage(
-            group,
-            [network[name] for name in group for network in (parts.transformers, parts.fast) if name in network],
-            parts.device,
-            visits=False,
-            rivals=[name for name in names if name not in group],
-        )
+    for group in [names] if parts.shares_weights else [(name,) for name in names]:
+        modules = [network[name] for name in group for network in (parts.transformers, parts.fast) if name in network]
+        rivals = tuple(name for name in names if name not in group)
+        yield _Group(group, tuple(modules), rivals=rivals, visits=False)
+
+
+def _helpers(parts: Components) -> dict[str, tuple[Any, ...]]:
+    return {
+        DEPTH: parts.control.modules,
+        SAFETY: parts.safety.modules if parts.safety else (),
+        UPSAMPLER: parts.upsampler.modules if parts.upsampler else (),
+    }
 
 
 def _stream(parts: Components) -> None:
@@ -47,14 +75,3 @@ def _stream(parts: Components) -> None:
     plenty = host_budget_bytes() > 2 * pinned
     for module in (*parts.transformers.values(), *parts.text.modules):
         stream(module, parts.device, plenty_of_host_memory=plenty)
-
-
-def _let_helpers_visit(parts: Components) -> None:
-    helpers = {
-        DEPTH: parts.control.modules,
-        SAFETY: parts.safety.modules if parts.safety else (),
-        UPSAMPLER: parts.upsampler.modules if parts.upsampler else (),
-    }
-    for name, modules in helpers.items():
-        if modules:
-            parts.residency.manage([name], modules, parts.device, visits=True)

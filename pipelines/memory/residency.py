@@ -100,6 +100,9 @@ class Residency:
             if visits:
                 self._visitors.add(name)
 
+    def manages(self, name: str) -> bool:
+        return name in self._lodgers
+
     def bring(self, name: str) -> None:
         """Makes sure that `name` is on the device. Names that are not managed always are."""
         lodger = self._lodgers.get(name)

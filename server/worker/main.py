@@ -16,7 +16,6 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -140,53 +139,45 @@ def _import_libraries() -> None:
     # Memory that models of several sizes take and give back would else end up in pieces that fit none of them.
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     gc.disable()
-    from pipelines import attempt, components, engine, spool, warmup  # noqa: F401
+    from pipelines import assembly, attempt, spool  # noqa: F401
 
     gc.freeze()
     gc.enable()
 
 
 def _load(wire: Wire, load: Load) -> Engine:
-    start = time.monotonic()
-    from pipelines.components import Folders, load_components, measure_folders, pick_device
-    from pipelines.depth_catalogue import resolve_mode
-    from pipelines.memory.planning import plan_here
-    from pipelines.warmup import warm_up
+    from pipelines.assembly import Wishes, assemble
+    from pipelines.components import Folders
 
-    device, folders = pick_device(load.device), Folders.from_json(asdict(load))
-    plan, dtype = plan_here(
-        partial(measure_folders, folders),
-        device,
-        load.dtype,
-        wanted=load.memory_plan,
-        limit_bytes=load.memory_limit_bytes,
-    )
-    components = load_components(
-        folders,
-        device=device,
-        dtype=dtype,
-        recipe=plan.recipe,
+    wishes = Wishes(
+        device=load.device,
+        dtype=load.dtype,
+        memory_plan=load.memory_plan,
+        memory_limit_bytes=load.memory_limit_bytes,
+        fast_tiers=load.fast_tiers,
+        compiled=load.compiled,
+        compile_cache=Path(load.compile_cache),
         depth_estimator=load.depth_estimator_name,
-        depth_map_mode=resolve_mode(load.depth_estimator_name, load.depth_map_mode),
+        depth_map_mode=load.depth_map_mode,
     )
-    engine = _engine_type(load)(components, max_pixels=plan.max_pixels)
-    loaded = time.monotonic()
-    warm_up(engine)
+    ready = assemble(Folders.from_json(asdict(load)), wishes, engine_type=_engine_type(load))
     wire.send(
         Ready(
             version=PROTOCOL_VERSION,
-            models=list(engine.model_names),
-            device=str(device),
-            safety_checker=components.safety is not None,
-            load_s=loaded - start,
-            warmup_s=time.monotonic() - loaded,
-            plan=plan.name,
-            plan_line=plan.line(),
-            max_pixels=plan.max_pixels,
-            takes_turns=plan.recipe.transformers == "turns",
+            models=list(ready.engine.model_names),
+            device=ready.device,
+            safety_checker=ready.engine.checks_safety,
+            load_s=ready.load_s,
+            warmup_s=ready.warmup_s,
+            plan=ready.plan.name,
+            plan_line=ready.plan.line(),
+            max_pixels=ready.plan.max_pixels,
+            takes_turns=ready.plan.recipe.transformers == "turns",
+            tiers=list(ready.engine.tiers),
+            graphs=ready.graphs,
         )
     )
-    return engine
+    return ready.engine
 
 
 def _engine_type(load: Load) -> type[Engine]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.request import GenerationRequest, GenerationResult
 
 PROTOCOL_VERSION = 2
+
+Switch = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +27,8 @@ class Load:
     models: `weights.sources.ModelSources` as JSON, by model name; the folders are None where there is nothing to load.
     depth_estimator_name, depth_map_mode: as in `pipelines.depth_catalogue`; the mode may be "auto".
     metadata: write into each picture how it was made. memory_plan: a plan's name, or auto. memory_limit_bytes: of the
-    device, None for all that is free. fault_switches: let a prompt ask for a fault, as `pipelines.fault_switches` says;
-    demo weights only.
+    device, None for all that is free. fast_tiers, compiled, compile_cache: as in `pipelines.assembly`. fault_switches:
+    let a prompt ask for a fault, as `pipelines.fault_switches` says; demo weights only.
     """
 
     version: int
@@ -46,6 +48,9 @@ class Load:
     dtype: str
     memory_plan: str
     memory_limit_bytes: int | None
+    fast_tiers: Switch
+    compiled: Switch
+    compile_cache: str
     fault_switches: bool = False
 
 
@@ -84,6 +89,7 @@ class Ready:
 
     plan, plan_line: the memory plan's name, and what it means in one line. max_pixels: the largest picture it holds.
     takes_turns: whether models have to come to the device one after the other, so that a change between them costs.
+    tiers: that requests may ask for, the default first. graphs: that were compiled in the warm-up.
     """
 
     version: int
@@ -96,6 +102,8 @@ class Ready:
     plan_line: str
     max_pixels: int
     takes_turns: bool
+    tiers: list[str]
+    graphs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,12 +31,16 @@ def load(demo: Path, recipe: Recipe, **more: Any) -> Components:
 
 
 def draw(parts: Components, model: str = "flux-dev", prompt: str = "a", **more: Any) -> torch.Tensor:
+    return draw_with(Engine(parts), model, prompt, **more)
+
+
+def draw_with(engine: Engine, model: str, prompt: str, **more: Any) -> torch.Tensor:
     photo = SourceImage(Image.linear_gradient("L").resize((96, 96)).convert("RGB"), "gradient")
     request = GenerationRequest(
         model=model, prompt=prompt, width=96, height=96, steps=2, guidance=3.5, seed=1, safety_tolerance=6, **more
     )
     control = photo if model == "flux-depth-dev" else None
-    return Engine(parts).generate(request, control_image=control).images[0].pixels
+    return engine.generate(request, control_image=control).images[0].pixels
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +130,24 @@ def lora_folder(tmp_path: Path, demo_weights: Path) -> Path:
             state[f"transformer.{name}.lora_B.weight"] = torch.randn(layer.out_features, 4, generator=draw_from)
     save_file(state, tmp_path / "style.safetensors")
     return tmp_path
+
+
+def test_shrinking_gives_up_caches_and_then_places(demo_weights: Path, expected: list[torch.Tensor]) -> None:
+    engine = Engine(load(demo_weights, BY_NAME["resident"]))
+    drawn = [draw_with(engine, model, prompt) for model, prompt in ALTERNATING]
+    plans = [engine.plan_name]
+    while engine.shrink():
+        plans.append(engine.plan_name)
+        drawn += [draw_with(engine, model, prompt) for model, prompt in ALTERNATING[:2]]
+        if len(plans) > 4:
+            break
+    print(plans)
+    assert plans[:3] == ["resident", "swap", "lean"]
+    assert all(torch.equal(one, expected[index % 4 if index < 4 else index % 2]) for index, one in enumerate(drawn))
+
+
+def test_shrinking_ends(demo_weights: Path) -> None:
+    engine = Engine(load(demo_weights, BY_NAME["lean"]))
+    draw_with(engine, "flux-dev", "a")
+    assert engine.shrink()  # what the prompt left in the cache
+    assert not engine.shrink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines import components, warmup
+from pipelines.assembly import Wishes, assemble
 from pipelines.components import Components, Folders, load_components
 from pipelines.engine import Engine, Generated, SourceImage
 from pipelines.faults import BadRequest, Cancelled
@@ -183,6 +186,30 @@ def test_nothing_is_compiled_after_the_warm_up(compiled: Components) -> None:
     print(f"{before} graphs")
     assert graphs_compiled() == before
     assert before <= 2 * blocks.GRAPHS_PER_BLOCK
+
+
+def test_warming_up_leaves_nothing_to_compile_for_any_declared_size(
+    demo_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real warm-up and the real end of compiling, with a backend that takes no time."""
+    torch._dynamo.reset()
+    compile_really = blocks.compile_blocks
+    monkeypatch.setattr(components, "compile_blocks", lambda network: compile_really(network, backend="eager"))
+    monkeypatch.setattr(warmup, "declared_sizes", lambda model: [(96, 64), (64, 64), (64, 128)])
+    folders = Folders(models={"flux-dev": demo_weights / "FLUX.1-dev"})
+    try:
+        ready = assemble(folders, Wishes(device="cpu", dtype="float32", fast_tiers="on", compiled="on"))
+        assert ready.engine.tiers == ("exact", "fast", "turbo")
+        assert ready.graphs > 0
+        request = GenerationRequest(
+            model="flux-dev", prompt="a", width=128, height=96, steps=3, guidance=3.5, seed=1, num_outputs=2
+        )
+        for tier in ready.engine.tiers:
+            ready.engine.generate(replace(request, tier=tier))
+        assert graphs_compiled() == ready.graphs
+    finally:
+        torch.compiler.set_stance("default")
+        torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ ODD_TEXT = 'line\nbreak\r\n\u2028\x00 "quoted" \\ ü 🐈 \ud800'
 
 def filled(kind: type[Any], **given: Any) -> Any:
     """A message with what matters here; its other required fields hold something of their type."""
-    samples = {"str": "x", "int": 1, "float": 0.5, "bool": True, "dict": {"a": "b"}, "list": ["a"]}
+    samples = {"str": "x", "int": 1, "float": 0.5, "bool": True, "dict": {"a": "b"}, "list": ["a"], "Switch": "auto"}
     required = [field for field in fields(kind) if field.default is field.default_factory]
     return kind(**{field.name: samples[re.split(r"\W", str(field.type))[0]] for field in required} | given)
 

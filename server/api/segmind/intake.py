@@ -15,6 +15,7 @@ from pipelines.memory.plans import too_large
 from pipelines.models import MODELS
 from pipelines.picture import PictureInfo, PictureLimits
 from pipelines.request import SEED_SPACE, GenerationRequest
+from pipelines.speed.tiers import choose
 from server.accounts import MICRO
 from server.api.public_url import public_base
 from server.errors import InsufficientStorage, InvalidInput, NotFound
@@ -42,6 +43,7 @@ async def accept(request: Request, services: Services, slug: str, *, waits: bool
     if idempotency and (same := services.jobs.find_same(caller_of(request).id, idempotency)):
         return same, call
     _check_available(services, call)
+    _check_tier(services, call)
     await _check_loras(services, call)
     generation = await _complete(request, services, call)
     caller = caller_of(request)
@@ -98,9 +100,22 @@ async def _complete(request: Request, services: Services, call: SegmindCall) -> 
         safety_tolerance=call.safety_tolerance,
         upsample_prompt=call.prompt_upsampling,
         loras=call.loras,
+        tier=call.tier,
+        prefer_fast=call.go_fast,
         output_format=call.output_format,
         output_quality=call.output_quality,
     )
+
+
+def _check_tier(services: Services, call: SegmindCall) -> None:
+    """Raises InvalidInput for a tier that this server does not offer, as far as that is known yet."""
+    greeting = services.worker.greeting
+    if greeting is None:
+        return
+    try:
+        choose(call.tier, prefer_fast=call.go_fast, offered=greeting.tiers)
+    except ValueError as error:
+        raise InvalidInput(str(error), parameter="tier") from error
 
 
 def _check_size(services: Services, width: int, height: int) -> None:

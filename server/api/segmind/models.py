@@ -54,6 +54,7 @@ class SegmindCall:
     check_safety: False only where the model has `disable_safety_checker` and the client set it.
     safety_tolerance: 1 (strict) to 6; the reference's 2 where the model has no such parameter.
     loras: adapters by name, in the order given.
+    tier: speed tier, "" for the server's default. go_fast: the fast one where it is offered.
     wants_base64: the client set `base64` or `base_64`.
     price_micro_usd: of the whole call, in millionths of a US dollar.
     """
@@ -78,6 +79,8 @@ class SegmindCall:
     safety_tolerance: int
     prompt_upsampling: bool
     loras: tuple[Lora, ...]
+    tier: str
+    go_fast: bool
     wants_base64: bool
     price_micro_usd: int
 
@@ -161,6 +164,8 @@ def _call(model: SegmindModel, values: Mapping[str, Any], draw_seed: Callable[[]
         safety_tolerance=values.get("safety_tolerance", DEFAULT_SAFETY_TOLERANCE),
         prompt_upsampling=values.get("prompt_upsampling", False),
         loras=values["loras"],
+        tier=values["tier"],
+        go_fast=values["go_fast"],
         wants_base64=values["base64"] or values["base_64"],
         price_micro_usd=model.price_micro_usd * num_outputs,
     )

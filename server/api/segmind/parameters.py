@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pipelines.speed.tiers import NAMES as TIERS
+
 from .fields import Choice, Field, Flag, Integer, Loras, Number, OptionalPicture, Picture, Seed, Text
 
 FLUX_DEV_GUIDANCE = 3.0
@@ -69,6 +71,20 @@ _SAFETY = Flag(
     name="disable_safety_checker", default=False, description="Disable the safety checker for generated images."
 )
 _UPSAMPLING = "Let the server's prompt upsampler, where it has one, rewrite the prompt more creatively."
+_SPEED = {
+    "go_fast": Flag(
+        name="go_fast",
+        default=False,
+        description=f"{_EXTENSION}draw in the tier `fast` where this server offers it. May change the image slightly.",
+    ),
+    "tier": Choice(
+        name="tier",
+        default="",
+        values=("", *TIERS),
+        description=f"{_EXTENSION}speed tier; exact is the picture that the model's publisher computes, fast multiplies"
+        " in fp8, turbo also takes steps short. Empty is the server's default. The reply's x-tier says which ran.",
+    ),
+}
 _LORAS = {
     "loras": Loras(
         name="loras",
@@ -115,6 +131,7 @@ FLUX_DEV: Mapping[str, Field] = {
     "disable_safety_checker": _extension(_SAFETY),
     "prompt_upsampling": Flag(name="prompt_upsampling", default=False, description=f"{_EXTENSION}{_UPSAMPLING}"),
     **_LORAS,
+    **_SPEED,
     **_BASE64,
 }
 """Segmind flux-dev page. Its table calls guidance an integer and its samples send 3.5, so fractions are taken."""
@@ -139,6 +156,7 @@ FLUX_DEPTH_DEV: Mapping[str, Field] = {
     "output_quality": _output_quality(),
     "prompt_upsampling": Flag(name="prompt_upsampling", default=False, description=f"{_EXTENSION}{_UPSAMPLING}"),
     **_LORAS,
+    **_SPEED,
     **_DEPTH,
     **_BASE64,
 }
@@ -161,6 +179,7 @@ FLUX_DEPTH_PRO: Mapping[str, Field] = {
     "output_format": _output_format("jpg"),
     "output_quality": _output_quality(_EXTENSION),
     **_LORAS,
+    **_SPEED,
     **_DEPTH,
     **_BASE64,
 }

@@ -31,6 +31,7 @@ EXPOSED_HEADERS = (
     "x-output-urls",
     "x-depth-map-url",
     "x-model",
+    "x-tier",
     "x-prompt-upsampling",
     "x-prompt-unseen-tokens",
     "x-safety-check",
@@ -97,6 +98,7 @@ def result_body(job: Job, base: str, balance_micro_usd: int, *, demo: bool) -> d
         "seed": str(job.request.seed),
         "prompt": job.result.notes.get("prompt", job.request.prompt),
         "model": job.request.model,
+        "tier": job.result.notes.get("tier", ""),
         "timings": {stage: round(seconds, 4) for stage, seconds in job.result.timings_s.items()},
     }
     if job.result.depth_map:
@@ -165,6 +167,7 @@ def headers(job: Job, base: str, balance_micro_usd: int, *, demo: bool, rate_ful
     if job.result.depth_map:
         values["x-depth-map-url"] = file_url(job.result.depth_map, base)
     notes = job.result.notes
+    values["x-tier"] = notes.get("tier", "")
     values["x-safety-check"] = notes.get("safety", "unavailable")
     if notes.get("flagged"):
         values["x-safety-flagged"] = ", ".join(map(str, notes["flagged"]))

@@ -1,0 +1,96 @@
+"""From folders and an operator's wishes to an engine that is ready: plan, load, quicken, warm up."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from .components import Folders, load_components, measure_folders, pick_device
+from .depth_catalogue import DEFAULT_ESTIMATOR, resolve_mode
+from .engine import Engine
+from .memory.planning import Switch, plan_here
+from .memory.plans import Plan
+from .speed.blocks import compile_no_more, graphs_compiled
+from .warmup import warm_up, warm_up_sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What an operator can decide. Each has "auto", which looks at the machine.
+
+    device: auto, cpu, cuda, cuda:1, mps. dtype: auto, bfloat16, float32. memory_plan: auto or a plan's name.
+    memory_limit_bytes: of the device. fast_tiers: fp8 copies for the fast tiers. compiled: blocks compiled before the
+    engine is ready. compile_cache: folder for what the compiler makes, so that the next start finds it.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    memory_plan: str = "auto"
+    memory_limit_bytes: int | None = None
+    fast_tiers: Switch = "auto"
+    compiled: Switch = "auto"
+    compile_cache: Path | None = None
+    depth_estimator: str = DEFAULT_ESTIMATOR
+    depth_map_mode: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """load_s, warmup_s: seconds. graphs: compiled by the end of the warm-up."""
+
+    engine: Engine
+    plan: Plan
+    device: str
+    load_s: float
+    warmup_s: float
+    graphs: int
+
+
+def assemble(folders: Folders, wishes: Wishes, *, engine_type: type[Engine] = Engine) -> Assembled:
+    """An engine that has drawn with every model, in every state that a request can ask for.
+
+    Raises NoPlan, UnusableWeights, OSError, ValueError, and what torch raises.
+    """
+    start = time.monotonic()
+    if wishes.compile_cache is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(wishes.compile_cache / "inductor")
+        os.environ["TRITON_CACHE_DIR"] = str(wishes.compile_cache / "triton")
+    device = pick_device(wishes.device)
+    plan, dtype = plan_here(
+        partial(measure_folders, folders),
+        device,
+        wishes.dtype,
+        wanted=wishes.memory_plan,
+        limit_bytes=wishes.memory_limit_bytes,
+        fast=wishes.fast_tiers,
+    )
+    # Streamed blocks move while they compute, which the compiler does not know of.
+    streamed = plan.recipe.transformers == "stream"
+    compiled = not streamed and (wishes.compiled == "on" or (wishes.compiled == "auto" and device.type == "cuda"))
+    parts = load_components(
+        folders,
+        device=device,
+        dtype=dtype,
+        recipe=plan.recipe,
+        fast=plan.fast,
+        compiled=compiled,
+        depth_estimator=wishes.depth_estimator,
+        depth_map_mode=resolve_mode(wishes.depth_estimator, wishes.depth_map_mode),
+    )
+    engine = engine_type(parts, max_pixels=plan.max_pixels)
+    loaded = time.monotonic()
+    warm_up(engine)
+    if compiled:
+        warm_up_sizes(engine, max_pixels=plan.max_pixels)
+        compile_no_more()
+    return Assembled(
+        engine=engine,
+        plan=plan,
+        device=str(device),
+        load_s=loaded - start,
+        warmup_s=time.monotonic() - loaded,
+        graphs=graphs_compiled(),
+    )

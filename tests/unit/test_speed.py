@@ -1,0 +1,119 @@
+"""Speed parts that need no network: tiers, the pace, kernels by card, what is warmed up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.speed import attention, pace
+from pipelines.speed.pace import Pace
+from pipelines.speed.tiers import FAST, TIERS, choose, offered
+from pipelines.warmup import declared_sizes
+from pipelines.watch import StepReport, Watch
+
+CARD, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+def test_the_exact_tier_is_the_default_where_weights_are_held_in_full() -> None:
+    assert offered("full", fp8_products=True) == ("exact", "fast", "turbo")
+    assert offered("full", fp8_products=False) == ("exact",)
+    assert offered("fp8-all", fp8_products=True) == ("fp8-all", "fast", "turbo")
+    assert offered("nf4", fp8_products=False) == ("nf4",)
+
+
+def test_a_tier_is_chosen_or_refused_by_name() -> None:
+    all_three = ("exact", "fast", "turbo")
+    assert choose("", prefer_fast=False, offered=all_three).name == "exact"
+    assert choose("", prefer_fast=True, offered=all_three) == FAST
+    assert choose("", prefer_fast=True, offered=("exact",)).name == "exact"
+    assert choose("turbo", prefer_fast=True, offered=all_three) == TIERS["turbo"]
+    with pytest.raises(ValueError, match="it offers exact"):
+        choose("fast", prefer_fast=False, offered=("exact",))
+
+
+def test_flux_dev_warms_ten_lengths_and_depth_the_shapes_of_photos() -> None:
+    lengths = [width * height // 256 for width, height in declared_sizes("flux-dev")]
+    assert lengths == [4096, 4032, 3952, 3840, 3808, 1024, 1008, 988, 960, 952]
+    depth = declared_sizes("flux-depth-dev")
+    assert (1024, 1024) in depth
+    assert {1344 * 768, 1152 * 864, 1248 * 832} <= {width * height for width, height in depth}
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "kernel"),
+    [
+        ((8, 0), True, "native"),
+        ((8, 9), True, "native"),
+        ((9, 0), True, "_flash_3"),
+        ((9, 0), False, "_native_cudnn"),
+        ((10, 0), True, "_native_cudnn"),
+    ],
+)
+def test_kernels_by_card(
+    capability: tuple[int, int], installed: bool, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(attention, "find_spec", lambda _: object() if installed else None)
+    assert attention.attention_backend(CARD) == kernel
+    assert attention.attention_backend(CPU) == "native"
+
+
+class FakeCard:
+    """A card that takes its time: an event is done only when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.ordered = self.done = 0
+
+    def event(self) -> Any:
+        card = self
+
+        class Event:
+            def record(self) -> None:
+                card.ordered += 1
+
+            def synchronize(self) -> None:
+                card.done += 1
+
+        return Event()
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> FakeCard:
+    fake = FakeCard()
+    monkeypatch.setattr(torch.cuda, "Event", fake.event)
+    return fake
+
+
+def test_at_most_two_steps_are_ordered_ahead_of_the_card(card: FakeCard) -> None:
+    kept = Pace(CARD)
+    ahead = []
+    for _ in range(10):
+        kept.ordered()
+        ahead.append(card.ordered - card.done)
+        assert kept.done == card.done
+    assert ahead == [1, *[pace.AHEAD + 1] * 9]
+    kept.finish()
+    assert kept.done == 10
+
+
+def test_progress_says_what_the_card_has_done_and_cancel_comes_within_two_steps(card: FakeCard) -> None:
+    reports: list[StepReport] = []
+    watch = Watch(6, reports.append, lambda: False, CARD)
+    for _ in range(6):
+        with watch.step():
+            pass
+    assert [report.step for report in reports] == [1, 2, 3, 4]
+    watch.finish_steps()
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert all(report.steps == 6 and report.step_s >= 0 for report in reports)
+
+
+def test_on_the_processor_a_step_is_done_when_it_returns() -> None:
+    reports: list[StepReport] = []
+    watch = Watch(2, reports.append, lambda: False, CPU)
+    for _ in range(2):
+        with watch.step():
+            pass
+    assert [report.step for report in reports] == [1, 2]
