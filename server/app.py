@@ -17,7 +17,8 @@ from weights.locate import Located, WantedEstimator, locate
 
 from . import health
 from .accounts import Accounts
-from .api import files, metrics, refusals
+from .admin import AdminDoor
+from .api import admin, files, metrics, refusals
 from .api.segmind import replies, routes
 from .guard import Guard
 from .jobs.database import JobDatabase
@@ -63,9 +64,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router)
     app.include_router(files.router)
     app.include_router(metrics.router)
+    if settings.admin:
+        app.include_router(admin.router)
     app.include_router(routes.router)
     refusals.install(app)
-    app.add_middleware(Guard, accounts=accounts, body_limit_s=settings.body_limit_s, refuse=refusals.refuse)
+    app.state.admin_door = AdminDoor(settings.data_dir) if settings.admin else None
+    app.add_middleware(
+        Guard,
+        accounts=accounts,
+        body_limit_s=settings.body_limit_s,
+        refuse=refusals.refuse,
+        admin=app.state.admin_door,
+    )
     if not accounts.open:
         # The key travels in a header that a foreign page does not have, so any origin may call.
         app.add_middleware(
