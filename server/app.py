@@ -27,6 +27,7 @@ from .jobs.dispatcher import Dispatcher
 from .jobs.service import JobService
 from .jobs.sweeper import Sweeper
 from .measure import Measure
+from .media.ballast import Ballast
 from .media.fetch import Fetcher, FetchPolicy
 from .media.results import ResultFiles
 from .metrics import Metrics
@@ -145,9 +146,16 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         log_prompts=settings.log_prompts,
         run_limit_s=settings.run_limit_s,
         file_ttl_s=settings.file_ttl_s,
+        min_free_bytes=settings.min_free_bytes,
     )
     deadline = QueueDeadline(database, jobs, queue_ttl_s=settings.queue_ttl_s)
-    sweeper = Sweeper(database, results, result_ttl_s=settings.result_ttl_s, file_ttl_s=settings.file_ttl_s)
+    sweeper = Sweeper(
+        database,
+        results,
+        result_ttl_s=settings.result_ttl_s,
+        file_ttl_s=settings.file_ttl_s,
+        ballast=Ballast(settings.data_dir),
+    )
     app.state.services = Services(
         settings=settings,
         accounts=app.state.accounts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 
 import structlog
 from fastapi import FastAPI, Request
@@ -11,7 +12,15 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from server.errors import InsufficientStorage, InvalidInput, MethodNotAllowed, NotFound, RequestTimeout, ServerError
+from server.errors import (
+    InsufficientStorage,
+    InvalidInput,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+    ServerError,
+    Unavailable,
+)
 
 from .segmind.models import MODELS
 from .segmind.replies import error_body
@@ -45,6 +54,8 @@ def _as_server_error(request: Request, error: Exception) -> ServerError:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InsufficientStorage(retry_after_s=60)
+    if isinstance(error, sqlite3.OperationalError):
+        return Unavailable("The server's job database cannot be read at the moment. Try again.", retry_after_s=10)
     if isinstance(error, ClientDisconnect):
         return RequestTimeout("The connection was closed before the whole body had come.")
     if isinstance(error, HTTPException) and error.status_code == 404:
