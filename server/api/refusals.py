@@ -39,14 +39,21 @@ async def refuse(request: Request, error: Exception) -> Response:
     failure = _as_server_error(request, error)
     if app := request.scope.get("app"):
         app.state.metrics.rejected(failure.code)
-    if failure.http_status >= 500 and not isinstance(error, ServerError):
-        log.error("request failed", path=request.url.path, status=failure.http_status, exc_info=error)
-    elif failure.http_status >= 500:  # raised on purpose: the message says it all
-        log.warning("request failed", path=request.url.path, status=failure.http_status, reason=failure.message)
-    else:
-        log.info("request refused", path=request.url.path, status=failure.http_status, reason=failure.message)
+    _log(request, failure, error)
     body = error_body(failure.message, _details(request, failure))
     return JSONResponse(body, failure.http_status, _headers(failure, error))
+
+
+def _log(request: Request, failure: ServerError, error: Exception) -> None:
+    told = {"path": request.url.path, "status": failure.http_status, "code": failure.code}
+    if failure.http_status >= 500 and not isinstance(error, ServerError):
+        log.error("request failed", **told, exc_info=error)
+    elif failure.http_status >= 500:  # raised on purpose: the message says it all
+        log.warning("request failed", **told, reason=failure.message)
+    elif isinstance(failure, InvalidInput):  # its text repeats what the client sent, which may be a prompt gone astray
+        log.info("request refused", **told, parameter=failure.parameter)
+    else:
+        log.info("request refused", **told, reason=failure.message)
 
 
 def _as_server_error(request: Request, error: Exception) -> ServerError:

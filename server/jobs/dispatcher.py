@@ -131,7 +131,8 @@ class Dispatcher:
             self._running = job
             self._turns.took(job.request.model)
             try:
-                await self._run(job, self._service.watch_of(job))
+                with structlog.contextvars.bound_contextvars(job=job.id):
+                    await self._run(job, self._service.watch_of(job))
             finally:
                 self._running = None
 
