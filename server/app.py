@@ -17,7 +17,8 @@ from weights.locate import Located, WantedEstimator, locate
 
 from . import health
 from .accounts import Accounts
-from .api import files, metrics, refusals
+from .admin import AdminDoor
+from .api import admin, files, metrics, refusals
 from .api.segmind import replies, routes
 from .guard import Guard
 from .jobs.database import JobDatabase
@@ -26,6 +27,7 @@ from .jobs.dispatcher import Dispatcher
 from .jobs.service import JobService
 from .jobs.sweeper import Sweeper
 from .measure import Measure
+from .media.ballast import Ballast
 from .media.fetch import Fetcher, FetchPolicy
 from .media.results import ResultFiles
 from .metrics import Metrics
@@ -63,9 +65,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router)
     app.include_router(files.router)
     app.include_router(metrics.router)
+    if settings.admin:
+        app.include_router(admin.router)
     app.include_router(routes.router)
     refusals.install(app)
-    app.add_middleware(Guard, accounts=accounts, body_limit_s=settings.body_limit_s, refuse=refusals.refuse)
+    app.state.admin_door = AdminDoor(settings.data_dir) if settings.admin else None
+    app.add_middleware(
+        Guard,
+        accounts=accounts,
+        body_limit_s=settings.body_limit_s,
+        refuse=refusals.refuse,
+        admin=app.state.admin_door,
+    )
     if not accounts.open:
         # The key travels in a header that a foreign page does not have, so any origin may call.
         app.add_middleware(
@@ -135,9 +146,16 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         log_prompts=settings.log_prompts,
         run_limit_s=settings.run_limit_s,
         file_ttl_s=settings.file_ttl_s,
+        min_free_bytes=settings.min_free_bytes,
     )
     deadline = QueueDeadline(database, jobs, queue_ttl_s=settings.queue_ttl_s)
-    sweeper = Sweeper(database, results, result_ttl_s=settings.result_ttl_s, file_ttl_s=settings.file_ttl_s)
+    sweeper = Sweeper(
+        database,
+        results,
+        result_ttl_s=settings.result_ttl_s,
+        file_ttl_s=settings.file_ttl_s,
+        ballast=Ballast(settings.data_dir),
+    )
     app.state.services = Services(
         settings=settings,
         accounts=app.state.accounts,

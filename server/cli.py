@@ -17,6 +17,7 @@ from pydantic_settings import SettingsError
 
 from weights.demo import is_demo
 
+from .jobs_cli import commands as jobs_commands
 from .settings import DATABASE_NAME, Settings, SettingsFileError
 from .weights_cli import commands as weights_commands
 
@@ -28,6 +29,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.add_typer(weights_commands, name="weights")
+cli.add_typer(jobs_commands, name="jobs")
 
 NOTHING_TO_SERVE = """\
 No weights to serve. To try the server now, with small random weights: flux-server serve --demo
@@ -175,9 +177,14 @@ def _serve(settings: Settings) -> None:
     # uvicorn raises the signal that stopped it once more when it is done; a stop that was asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    door = app.state.admin_door
+    if door:
+        door.open(host, port)
     try:
         server.run(sockets=[listener])
     finally:
+        if door:
+            door.close()
         lock.release()
 
 

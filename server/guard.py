@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .accounts import Accounts
+from .admin import PREFIX, AdminDoor
 from .errors import Forbidden, RequestTimeout
 from .settings import is_loopback
 
@@ -45,8 +46,9 @@ class Guard:
         accounts: Accounts,
         body_limit_s: float,
         refuse: Callable[[Request, Exception], Awaitable[Response]],
+        admin: AdminDoor | None = None,
     ) -> None:
-        self._app, self._accounts, self._refuse = app, accounts, refuse
+        self._app, self._accounts, self._refuse, self._admin = app, accounts, refuse, admin
         self._body_limit_s = body_limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +74,9 @@ class Guard:
         headers = Headers(scope=scope)
         if self._accounts.open:
             _refuse_strangers(headers)
-        if not is_public(scope["path"]):
+        if self._admin and scope["path"].startswith(PREFIX) and self._admin.admits(headers, scope):
+            scope["state"]["admin"] = True
+        elif not is_public(scope["path"]):
             caller = self._accounts.identify(headers.get("x-api-key"), headers.get("authorization"))
             scope["state"]["caller"] = caller
 

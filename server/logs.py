@@ -44,6 +44,11 @@ def _address(match: re.Match[str]) -> str:
     return f"{scheme}{place.rpartition('@')[2]}{'?…' if query else ''}"
 
 
+def printable(text: str) -> str:
+    """A text on one line, its control characters written out."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+
+
 def describe_prompt(prompt: str) -> str:
     """A prompt as it may be logged: its length and the beginning of its hash."""
     return f"{len(prompt)} characters, sha256 {hashlib.sha256(prompt.encode('utf-8', 'replace')).hexdigest()[:12]}"
@@ -98,7 +103,7 @@ def _redactor(keys: tuple[str, ...]) -> Callable[[Any, str, Any], Any]:
         if isinstance(value, list | tuple | set):
             return [clean(entry) for entry in value]
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", redact(text, keys))
+        return printable(redact(text, keys))
 
     def process(_: Any, __: str, event: Any) -> Any:
         traceback = event.pop("exception", None)

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     unlimited_balance: float = Field(1_000_000.0, description="Balance in USD shown to a key without a budget.")
     prices: dict[str, float] = Field(default_factory=dict, description="Price in USD per image and slug.")
     no_credits_status_v2: Literal[402, 406] = Field(406, description="HTTP status of a v2 call that cannot be paid.")
+    admin: bool = Field(
+        True, description="Let `flux-server jobs` cancel and retry, by a secret file in the data folder."
+    )
 
     public_url: str | None = Field(None, description="Base of all URLs in replies; else the request's own host.")
     trusted_proxies: Names = Field((), description="Addresses or networks whose X-Forwarded-* headers are believed.")

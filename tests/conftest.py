@@ -168,13 +168,16 @@ def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_server(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A context manager that runs a server of its own with the settings given; `program` stands for `-m server`."""
+    """A context manager that runs a server of its own with the settings given; `program` stands for `-m server`.
+
+    data_dir: the server's folder, a new one without it.
+    """
 
     @contextmanager
-    def run(*, wait_ready: bool = True, **settings: Any) -> Iterator[ServerProcess]:
+    def run(*, wait_ready: bool = True, data_dir: Path | None = None, **settings: Any) -> Iterator[ServerProcess]:
         settings.setdefault("api_keys", KEY)
         settings.setdefault("min_free_bytes", "0")
-        server = ServerProcess(demo_weights, tmp_path_factory.mktemp("server") / "data", **settings)
+        server = ServerProcess(demo_weights, data_dir or tmp_path_factory.mktemp("server") / "data", **settings)
         try:
             server.start(wait_ready=wait_ready)
             yield server

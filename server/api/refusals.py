@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 
 import structlog
 from fastapi import FastAPI, Request
@@ -11,7 +12,15 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from server.errors import InsufficientStorage, InvalidInput, MethodNotAllowed, NotFound, RequestTimeout, ServerError
+from server.errors import (
+    InsufficientStorage,
+    InvalidInput,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+    ServerError,
+    Unavailable,
+)
 
 from .segmind.models import MODELS
 from .segmind.replies import error_body
@@ -30,14 +39,21 @@ async def refuse(request: Request, error: Exception) -> Response:
     failure = _as_server_error(request, error)
     if app := request.scope.get("app"):
         app.state.metrics.rejected(failure.code)
-    if failure.http_status >= 500 and not isinstance(error, ServerError):
-        log.error("request failed", path=request.url.path, status=failure.http_status, exc_info=error)
-    elif failure.http_status >= 500:  # raised on purpose: the message says it all
-        log.warning("request failed", path=request.url.path, status=failure.http_status, reason=failure.message)
-    else:
-        log.info("request refused", path=request.url.path, status=failure.http_status, reason=failure.message)
+    _log(request, failure, error)
     body = error_body(failure.message, _details(request, failure))
     return JSONResponse(body, failure.http_status, _headers(failure, error))
+
+
+def _log(request: Request, failure: ServerError, error: Exception) -> None:
+    told = {"path": request.url.path, "status": failure.http_status, "code": failure.code}
+    if failure.http_status >= 500 and not isinstance(error, ServerError):
+        log.error("request failed", **told, exc_info=error)
+    elif failure.http_status >= 500:  # raised on purpose: the message says it all
+        log.warning("request failed", **told, reason=failure.message)
+    elif isinstance(failure, InvalidInput):  # its text repeats what the client sent, which may be a prompt gone astray
+        log.info("request refused", **told, parameter=failure.parameter)
+    else:
+        log.info("request refused", **told, reason=failure.message)
 
 
 def _as_server_error(request: Request, error: Exception) -> ServerError:
@@ -45,6 +61,8 @@ def _as_server_error(request: Request, error: Exception) -> ServerError:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InsufficientStorage(retry_after_s=60)
+    if isinstance(error, sqlite3.OperationalError):
+        return Unavailable("The server's job database cannot be read at the moment. Try again.", retry_after_s=10)
     if isinstance(error, ClientDisconnect):
         return RequestTimeout("The connection was closed before the whole body had come.")
     if isinstance(error, HTTPException) and error.status_code == 404:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
@@ -44,6 +45,9 @@ STOP_LIMIT_S = 10.0
 RETRY_S = 1.0
 """Between two attempts to write what a full disk, or another trouble of the store, kept from being written."""
 
+RESULT_ROOM_BYTES = 64 * 1024 * 1024
+"""With less free no job is begun: its result could not be kept. Accepted jobs wait until there is space again."""
+
 ERRORS: dict[str, type[ServerError]] = {
     "input": InvalidInput,
     "safety": SafetyBlocked,
@@ -67,10 +71,12 @@ class Dispatcher:
         *,
         log_prompts: bool = False,
         run_limit_s: float | None = None,
+        min_free_bytes: int = 0,
         file_ttl_s: float = float("inf"),
         clock: Clock = STEADY,
     ) -> None:
         self._clock, self._run_limit_s, self._file_ttl_s = clock, run_limit_s, file_ttl_s
+        self._room_bytes = min(min_free_bytes, RESULT_ROOM_BYTES)
         self._database, self._service, self._worker, self._results = database, service, worker, results
         self._running: Job | None = None
         self._claiming = False
@@ -116,6 +122,7 @@ class Dispatcher:
     async def _dispatch(self) -> None:
         while not self._stopping:
             await self._worker.wait_ready()
+            await self._wait_for_room()
             self._service.arrived.clear()
             job = await self._claim()
             if job is None:
@@ -124,9 +131,21 @@ class Dispatcher:
             self._running = job
             self._turns.took(job.request.model)
             try:
-                await self._run(job, self._service.watch_of(job))
+                with structlog.contextvars.bound_contextvars(job=job.id):
+                    await self._run(job, self._service.watch_of(job))
             finally:
                 self._running = None
+
+    async def _wait_for_room(self) -> None:
+        told = False
+        while self._full() and not self._stopping:
+            if not told:
+                log.error("the disk is full: no job is begun until there is space", room_bytes=self._room_bytes)
+            told = True
+            await asyncio.sleep(RETRY_S)
+
+    def _full(self) -> bool:
+        return self._results.free_bytes() < self._room_bytes
 
     async def _claim(self) -> Job | None:
         """The next job for the ready worker. A claim that comes too late to be used is taken back without a trace."""
@@ -210,6 +229,8 @@ class Dispatcher:
             await self._finish(job, ending)
         else:
             kind = ERRORS.get(outcome.kind, ModelFailed)
+            if kind is ModelFailed and self._full():  # the worker could not write what it drew
+                kind = InsufficientStorage
             # Only what was said for the client's eyes goes out; the rest can hold paths and is in the log.
             error = kind(outcome.message) if outcome.kind in SAID_TO_CLIENTS else kind()
             log.warning("job failed in the worker", job=job.id, kind=outcome.kind, reason=outcome.message)
@@ -218,10 +239,12 @@ class Dispatcher:
     async def _succeed(self, job: Job, watch: Watch, queue_s: float, done: Done) -> None:
         try:
             result = await self._results.publish(result_of(done))
-        except Exception:
+        except Exception as error:
             # Its text may name folders of this machine; the log has it.
             log.exception("result could not be published", job=job.id)
-            await self._fail(job, watch, queue_s, done.compute_s, ModelFailed("The result could not be saved."))
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            failure = InsufficientStorage() if full else ModelFailed("The result could not be saved.")
+            await self._fail(job, watch, queue_s, done.compute_s, failure)
             return
         if result.notes.get("unseen_tokens"):
             log.warning("prompt longer than the model reads", job=job.id, unseen_tokens=result.notes["unseen_tokens"])

@@ -49,12 +49,21 @@ def version_of(connection: sqlite3.Connection) -> int:
 
 def check_file(path: Path) -> None:
     """Raises UnusableDatabase when there is a file that this version cannot use as its job database."""
-    if not path.exists():
-        return
+    if path.exists():
+        _version_of_file(path)
+
+
+def check_current(path: Path) -> None:
+    """Raises UnusableDatabase when a file is not of the newest version, and so cannot be read without changing it."""
+    if _version_of_file(path) < NEWEST:
+        raise UnusableDatabase(f"{path} was written by an older version of the server: start the server on it once.")
+
+
+def _version_of_file(path: Path) -> int:
     try:
-        connection = sqlite3.connect(path, isolation_level=None)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
         try:
-            version_of(connection)
+            return version_of(connection)
         finally:
             connection.close()
     except UnusableDatabase as error:

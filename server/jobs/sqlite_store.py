@@ -26,7 +26,9 @@ class SqliteStore:
     """JobStore on one SQLite file. Not safe for several threads at once; `JobDatabase` gives each its own."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        # Opened for reading only, a connection does not checkpoint when it is closed either.
+        place = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        self._connection = sqlite3.connect(place, uri=True, isolation_level=None, check_same_thread=False)
         self._connection.row_factory = sqlite3.Row
         self._connection.execute("PRAGMA busy_timeout = 10000")
         if read_only:

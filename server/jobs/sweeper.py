@@ -7,6 +7,7 @@ import asyncio
 import structlog
 
 from server.clock import STEADY, Clock
+from server.media.ballast import Ballast
 from server.media.results import ResultFiles
 
 from .database import JobDatabase
@@ -15,6 +16,9 @@ from .model import Expiry
 log = structlog.get_logger(__name__)
 
 PERIOD_S = 30.0
+RETRY_S = 3.0
+"""After a sweep that failed, as on a full disk."""
+
 BATCH = 500
 """Rows deleted at once: small enough that a poll never waits long behind it."""
 
@@ -29,9 +33,10 @@ class Sweeper:
         *,
         result_ttl_s: float,
         file_ttl_s: float,
+        ballast: Ballast | None = None,
         clock: Clock = STEADY,
     ) -> None:
-        self._database, self._results, self._clock = database, results, clock
+        self._database, self._results, self._clock, self._ballast = database, results, clock, ballast
         self._result_ttl_s, self._file_ttl_s = result_ttl_s, file_ttl_s
         self._task: asyncio.Task[None] | None = None
 
@@ -44,7 +49,8 @@ class Sweeper:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def sweep(self) -> None:
-        """Files go before rows: on a full disk SQLite cannot even delete."""
+        """The ballast and files go before rows: on a full disk SQLite cannot even delete."""
+        await self._settle_ballast()
         await asyncio.to_thread(self._results.remove_files, older_than_s=self._file_ttl_s)
         await asyncio.to_thread(
             self._results.remove_inputs, self._database.read.inputs_in_use(), older_than_s=INPUT_GRACE_S
@@ -52,6 +58,11 @@ class Sweeper:
         deleted = BATCH
         while deleted == BATCH:
             deleted = await self._delete_expired()
+        await self._settle_ballast()
+
+    async def _settle_ballast(self) -> None:
+        if self._ballast:
+            await asyncio.to_thread(self._ballast.settle, self._results.free_bytes())
 
     async def _delete_expired(self) -> int:
         over = Expiry.at(self._clock.now(), self._result_ttl_s)
@@ -64,8 +75,10 @@ class Sweeper:
 
     async def _keep_sweeping(self) -> None:
         while True:
+            pause_s = PERIOD_S
             try:
                 await self.sweep()
             except Exception:
                 log.exception("sweep failed; it is tried again")
-            await asyncio.sleep(PERIOD_S)
+                pause_s = min(RETRY_S, PERIOD_S)
+            await asyncio.sleep(pause_s)

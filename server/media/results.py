@@ -70,6 +70,10 @@ class ResultFiles:
         """Keeps a control image for a job, on disk when this returns. Returns its name, which is its content's hash."""
         return await asyncio.to_thread(self._keep_input, data, extension)
 
+    async def keep_longer(self, name: str) -> bool:
+        """Begins a control image's time anew for another job. False when it is gone."""
+        return await asyncio.to_thread(self._keep_longer, name)
+
     async def keep_upload(self, data: bytes, extension: str) -> str:
         """Publishes an uploaded picture. Returns its file name."""
         return await asyncio.to_thread(self._keep_upload, data, extension)
@@ -136,6 +140,12 @@ class ResultFiles:
                 _write_durably(path, data)
             self._stamp(path)
         return path.name
+
+    def _keep_longer(self, name: str) -> bool:
+        with self._inputs_lock, suppress(FileNotFoundError):
+            self._stamp(self._inputs / name)
+            return True
+        return False
 
     def _keep_upload(self, data: bytes, extension: str) -> str:
         path = self._files / _new_name(extension)

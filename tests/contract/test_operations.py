@@ -128,7 +128,7 @@ WITH_KEY = {
     "POST /upload-asset",
     "GET /metrics",
 }
-FOR_THE_OPERATOR: set[str] = set()
+FOR_THE_OPERATOR = {"POST /admin/jobs/{job_id}/cancel", "POST /admin/jobs/{job_id}/retry"}
 
 
 def routes_of(app: Any) -> set[str]:
@@ -150,9 +150,10 @@ def test_there_are_no_other_routes() -> None:
     from server.settings import Settings
 
     assert routes_of(create_app(Settings())) == PUBLIC | WITH_KEY | FOR_THE_OPERATOR
+    assert routes_of(create_app(Settings(admin=False))) == PUBLIC | WITH_KEY
 
 
-@pytest.mark.parametrize("route", sorted(WITH_KEY))
+@pytest.mark.parametrize("route", sorted(WITH_KEY | FOR_THE_OPERATOR))
 @pytest.mark.parametrize("key", [None, "SG_wrong", "é", "", "k" * 60_000])
 def test_without_a_key_nothing_but_the_public_ones_answers(own: Any, route: str, key: str | None) -> None:
     method, path = route.split()

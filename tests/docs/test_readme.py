@@ -43,7 +43,7 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
 
 def test_every_flux_server_command_and_option_of_the_readme_exists() -> None:
     for command, options in re.findall(
-        r"flux-server (serve|demo|doctor|plans|openapi|weights \w+)((?: --[\w-]+| [\w.…/~]+)*)", README
+        r"flux-server (serve|demo|doctor|plans|openapi|weights \w+|jobs \w+)((?: --[\w-]+| [\w.…/~]+)*)", README
     ):
         help_text = subprocess.run(
             [sys.executable, "-P", "-m", "server", *command.split(), "--help"],

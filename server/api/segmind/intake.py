@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import structlog
 from starlette.requests import Request
 
 from pipelines.lora.files import UnusableLora, check_input, find, read_header
@@ -27,6 +28,8 @@ from .body import read_body
 from .idempotency import fingerprint, idempotency_key
 from .models import SegmindCall, parse, size_of
 
+log = structlog.get_logger(__name__)
+
 
 async def accept(request: Request, services: Services, slug: str, *, waits: bool) -> tuple[Job, SegmindCall]:
     """Accepts one call as a job, or finds the one that was accepted under the same idempotency key.
@@ -41,6 +44,7 @@ async def accept(request: Request, services: Services, slug: str, *, waits: bool
     call = parse(slug, body, draw_seed=seed.draw)
     idempotency = Idempotency(key, fingerprint(call, drew_seed=seed.drawn)) if key else None
     if idempotency and (same := services.jobs.find_same(caller_of(request).id, idempotency)):
+        _note(same, "request repeated")
         return same, call
     _check_available(services, call)
     _check_tier(services, call)
@@ -60,7 +64,14 @@ async def accept(request: Request, services: Services, slug: str, *, waits: bool
             idempotency=idempotency,
         )
     )
+    _note(job, "job accepted")
     return job, call
+
+
+def _note(job: Job, event: str) -> None:
+    """Ties this request's log lines to its job's."""
+    structlog.contextvars.bind_contextvars(job=job.id)
+    log.info(event)
 
 
 class _Seed:
