@@ -25,6 +25,9 @@ POOR_KEY = "SG_00000000000000aa"
 
 START_LIMIT_S = 120.0
 
+# One for all, since making one takes longer than most requests; each request has a connection of its own.
+_client = httpx2.Client(timeout=120, trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0))
+
 
 def until(condition: Callable[[], Any], limit_s: float = 60.0, what: str = "condition") -> Any:
     """The condition's first truthy value. Fails the test when there is none within the limit."""
@@ -100,7 +103,7 @@ class ServerProcess:
         """One request with the test's key; `key=None` sends none."""
         headers = {**({"x-api-key": key} if key else {}), **options.pop("headers", {})}
         url = path if path.startswith("http") else self.base + path
-        return httpx2.request(method, url, headers=headers, timeout=120, trust_env=False, **options)
+        return _client.request(method, url, headers=headers, **options)
 
     def submit(self, slug: str, body: dict[str, Any], **options: Any) -> str:
         reply = self.post(f"/v2/{slug}", json=body, **options)

@@ -1,7 +1,7 @@
 """A worker without torch: the real worker's end of the line, grey pictures instead of an engine.
 
 It is there in a tenth of a second, so that deaths can be had by the dozen. A prompt may say `[step_s=0.2]`, or
-`[hang]`, which it does after the first step.
+`[hang]` or `[exit]`, which it does after the first step.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ def run(wire: Wire, run: Run, outputs: Path) -> None:
         wire.send(Step(job=run.job, attempt=run.attempt, step=step, steps=request.steps, step_s=STEP_S))
         if "[hang]" in request.prompt:
             threading.Event().wait()
+        if "[exit]" in request.prompt:
+            os._exit(9)
     images = tuple(draw(request, run, index, outputs) for index in range(request.num_outputs))
     result: dict[str, Any] = GenerationResult(images=images).to_json()
     wire.send(Done(job=run.job, attempt=run.attempt, result=result, compute_s=time.monotonic() - start))

@@ -65,20 +65,18 @@ def moment(line: str) -> float:
     return datetime.fromisoformat(line.split()[0]).timestamp()
 
 
-def test_a_job_that_always_kills_the_worker_fails_after_two_attempts_and_harms_no_other(faulty_server: Any) -> None:
-    server = faulty_server
-    server.wait_spare()
+def test_a_job_that_always_kills_the_worker_fails_after_two_attempts_and_harms_no_other(dummy_server: Any) -> None:
+    server = dummy_server
     ids = [submit(server) for _ in range(10)]
-    poisonous = submit(server, "a fox [fault:exit]")
+    poisonous = submit(server, "[exit]")
     ids += [submit(server) for _ in range(10)]
     good = outcomes(server, ids)
     bad = outcomes(server, [poisonous])
     attempts = len(re.findall(rf"job started .*?job={poisonous}", server.log()))
-    print(f"R4: {good} of 20 good jobs; the poisonous one {bad} after {attempts} attempts")
+    print(f"R4: {dict(good)} of 20 good jobs; the poisonous one {dict(bad)} after {attempts} attempts")
     assert good == {"succeeded": 20}
     assert (bad, attempts) == ({"worker_crashed": 1}, 2)
     assert all("retry_count" not in server.finish(request_id)["metrics"] for request_id in ids)
-    server.wait_ready()
 
 
 def test_out_of_memory_costs_its_job_and_nothing_else(faulty_server: Any) -> None:
@@ -139,17 +137,13 @@ def test_a_poisoned_device_gets_no_further_job(faulty_server: Any) -> None:
     assert 'flux_worker_restarts_total{reason="device"} 2.0' in server.get("/metrics").text
 
 
-def test_an_unknown_fault_is_followed_by_a_self_test(faulty_server: Any) -> None:
+def test_an_unknown_fault_fails_its_job_and_is_logged_without_the_prompt(faulty_server: Any) -> None:
     server = faulty_server
     outcomes(server, [submit(server)])
     pid = server.worker_pid()
     assert outcomes(server, [submit(server, "a secret fox [fault:unknown]")]) == {"model_failed": 1}
     assert server.worker_pid() == pid
-    assert outcomes(server, [submit(server, "a secret fox [fault:unknown_and_broken]")]) == {"worker_crashed": 1}
-    server.wait_ready()
-    assert outcomes(server, [submit(server)]) == {"succeeded": 1}
-    assert server.worker_pid() != pid
-    assert "self-test failed" in server.log()
+    assert "something that nobody knows" in server.log()
     assert "secret fox" not in server.log()
 
 
