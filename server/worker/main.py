@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -49,6 +48,13 @@ if TYPE_CHECKING:
     from pipelines.spool import Spool
 
 FATAL_EXIT = 70
+
+IDLE_S = 5.0
+"""Without work for so long, the worker gives freed memory back to the system."""
+
+LONGEST_KEPT_S = 60.0
+"""Between two jobs it does so after this time: small tensors that the caches keep would else pin more and more."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -150,6 +156,7 @@ def _load(wire: Wire, load: Load) -> Engine:
     start = time.monotonic()
     from pipelines.components import Folders, load_components, measure_folders, pick_device
     from pipelines.depth_catalogue import resolve_mode
+    from pipelines.heap import keep_freed_memory
     from pipelines.memory.planning import plan_here
     from pipelines.warmup import warm_up
 
@@ -170,6 +177,8 @@ def _load(wire: Wire, load: Load) -> Engine:
         depth_map_mode=resolve_mode(load.depth_estimator_name, load.depth_map_mode),
     )
     engine = _engine_type(load)(components, max_pixels=plan.max_pixels)
+    if device.type == "cpu":
+        keep_freed_memory()
     loaded = time.monotonic()
     warm_up(engine)
     wire.send(
@@ -202,21 +211,28 @@ def _engine_type(load: Load) -> type[Engine]:
 
 
 def _serve(wire: Wire, engine: Engine, spool: Spool) -> None:
+    from pipelines.heap import give_back_freed_memory
+
+    kept_since: float | None = time.monotonic()
     while True:
-        message = wire.inbox.get()
+        message = _next(wire, IDLE_S if kept_since is not None else None)
         if isinstance(message, Shutdown):
             return
         if isinstance(message, Run):
             _run(wire, engine, spool, message)
             wire.forget(message)
-            _trim_heap()
+            kept_since = time.monotonic() if kept_since is None else kept_since
+        if kept_since is not None and (message is None or time.monotonic() - kept_since > LONGEST_KEPT_S):
+            give_back_freed_memory()
+            kept_since = None
 
 
-def _trim_heap() -> None:
-    """Gives freed memory back: small tensors that the caches keep would else pin the large freed ones around them."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # musl has no malloc_trim
-            ctypes.CDLL(None).malloc_trim(0)
+def _next(wire: Wire, limit_s: float | None) -> Down | None:
+    """The next message, or None when there is none within the limit."""
+    try:
+        return wire.inbox.get(timeout=limit_s)
+    except queue.Empty:
+        return None
 
 
 def _run(wire: Wire, engine: Engine, spool: Spool, run: Run) -> None:
