@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 SEED = 46588
@@ -59,13 +56,6 @@ def photo() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(data.coffee()).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def build_demo_weights(folder: Path) -> Path:
-    """Builds the demo weights in a process of its own, so that this one stays without torch. Returns their folder."""
-    command = [sys.executable, "-P", "-m", "weights.demo", str(folder)]
-    built = subprocess.run(command, capture_output=True, text=True, check=True)
-    return Path(built.stdout.strip().splitlines()[-1])
 
 
 def _common() -> dict[str, Any]:

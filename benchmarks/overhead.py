@@ -15,20 +15,24 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks import report
 from benchmarks.bare import BareEngine
-from benchmarks.calls import Call, build_demo_weights, depth_call, dev_call
+from benchmarks.calls import Call, depth_call, dev_call
 from benchmarks.client import Client, Reply, together
 from benchmarks.figures import milliseconds, percentile
+from benchmarks.places import SERVED_HELP, kind_of, weights_folder
 from benchmarks.processes import Running, our_server, peer
 from benchmarks.rows import OverheadRow, Side
+
+LITSERVE_PATH = "/v1/draw"
 
 CALLS_PER_TURN = {1: 5, 4: 3, 16: 2}
 """By the number of clients; each client makes so many."""
@@ -43,7 +47,8 @@ class Measured:
 class ServerSide:
     """A side that is a server process; stopped but for its turns."""
 
-    def __init__(self, name: Side, running: Running, path: Callable[[Call], str]) -> None:
+    def __init__(self, name: Side, running: Running, path: str | None) -> None:
+        """path: that it takes all calls at; None for one path per model, as ours has them."""
         self.name, self._running, self._path = name, running, path
         running.pause()
 
@@ -57,7 +62,7 @@ class ServerSide:
 
     def draw(self, call: Call, times: int) -> list[Reply]:
         with Client(self._running.port) as client:
-            return [client.post(self._path(call), call.json) for _ in range(times)]
+            return [client.post(self._path or f"/v1/{call.slug}", call.json) for _ in range(times)]
 
 
 class BareSide:
@@ -83,18 +88,28 @@ class BareSide:
 
 def main() -> None:
     options = report.arguments(__doc__)
+    options.add_argument("--weights", default="demo", help=SERVED_HELP)
     options.add_argument("--rounds", type=int, default=6)
     options.add_argument("--clients", type=_numbers, default=(1, 4, 16))
     options.add_argument("--sides", type=lambda text: tuple(text.split(",")), default=("server", "litserve", "fastapi"))
     given = options.parse_args()
+    given.sides = installed(given.sides)
     if given.quick:
         given.rounds, given.clients = 1, (1, 4)
     run = report.Run(given)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        weights = build_demo_weights(Path(folder))
+        weights = weights_folder(given.weights, Path(folder))
         sides = start_sides(stack, weights, Path(folder), given.sides)
         rows = measure_all(sides, given)
-    run.finish(report.OverheadReport, rows, weights="demo", device="cpu")
+    run.finish(report.OverheadReport, rows, weights=kind_of(given.weights), device="cpu")
+
+
+def installed(sides: tuple[str, ...]) -> tuple[str, ...]:
+    """The sides that can run here; says which cannot."""
+    if "litserve" in sides and find_spec("litserve") is None:
+        print("litserve is not installed (pip install -e '.[bench]'), so its rows are missing")
+        return tuple(side for side in sides if side != "litserve")
+    return sides
 
 
 def start_sides(stack: ExitStack, weights: Path, folder: Path, names: tuple[Side, ...]) -> list[ServerSide | BareSide]:
@@ -103,11 +118,10 @@ def start_sides(stack: ExitStack, weights: Path, folder: Path, names: tuple[Side
     for name in names:
         if name == "server":
             running = stack.enter_context(our_server(weights, folder / "data"))
-            sides.append(ServerSide(name, running, lambda call: f"/v1/{call.slug}"))
+            sides.append(ServerSide(name, running, None))
         else:
             running = stack.enter_context(peer(name, weights))
-            path = "/v1/draw" if name == "litserve" else None
-            sides.append(ServerSide(name, running, lambda call, path=path: path or f"/v1/{call.slug}"))
+            sides.append(ServerSide(name, running, LITSERVE_PATH if name == "litserve" else None))
     return sides
 
 

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.calls import Call, build_demo_weights, dev_call
+from benchmarks.calls import Call, dev_call
 from benchmarks.client import Client
 from benchmarks.figures import milliseconds, percentile
+from benchmarks.places import SERVED_HELP, kind_of, weights_folder
 from benchmarks.processes import Running, our_server
 from benchmarks.rows import PollsRow
 
@@ -47,6 +48,7 @@ class Computed:
 
 def main() -> None:
     options = report.arguments(__doc__)
+    options.add_argument("--weights", default="demo", help=SERVED_HELP)
     options.add_argument("--clients", type=int, default=8)
     options.add_argument("--rounds", type=int, default=8)
     given = options.parse_args()
@@ -54,12 +56,12 @@ def main() -> None:
     run = report.Run(given)
     server_core, worker_core = two_cores()
     with tempfile.TemporaryDirectory() as folder:
-        weights = build_demo_weights(Path(folder))
+        weights = weights_folder(given.weights, Path(folder))
         with our_server(weights, Path(folder) / "data", cores={worker_core}) as running:
             pin(running.process.pid, server_core)
             os.sched_setaffinity(0, {server_core})
             row = measure(running, dev_call(steps), given.clients, rounds, (server_core, worker_core))
-    run.finish(report.PollsReport, [row], weights="demo", device="cpu")
+    run.finish(report.PollsReport, [row], weights=kind_of(given.weights), device="cpu")
 
 
 def two_cores() -> tuple[int, int]:

@@ -74,7 +74,7 @@ def our_server(
             raise RuntimeError(f"the server did not start; it said {line!r}")
         running = Running(process, base, started)
         if wait_ready:
-            wait_for(lambda: _answers(running, "/health/ready"), process)
+            wait_for(lambda: answers(running, "/health/ready"), process)
         yield running
 
 
@@ -86,7 +86,7 @@ def peer(kind: str, weights: Path) -> Iterator[Running]:
     environment = {**os.environ, "PYTHONPATH": _python_path()}
     with _process(command, environment, None, stdout=subprocess.DEVNULL) as (process, started):
         running = Running(process, f"http://127.0.0.1:{port}", started)
-        wait_for(lambda: _answers(running, "/health"), process)
+        wait_for(lambda: answers(running, "/health"), process)
         yield running
 
 
@@ -99,6 +99,13 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], poll
         if time.monotonic() > until:
             raise RuntimeError(f"the server was not ready within {START_LIMIT_S:g} s")
         time.sleep(poll_s)
+
+
+def answers(running: Running, path: str) -> bool:
+    """Whether the server answers 200 there."""
+    with suppress(httpx2.TransportError):
+        return running.get(path).status_code == 200
+    return False
 
 
 @contextmanager
@@ -142,12 +149,6 @@ def _stop(process: subprocess.Popen[str]) -> None:
     process.wait()
     if process.stdout:
         process.stdout.close()
-
-
-def _answers(running: Running, path: str) -> bool:
-    with suppress(httpx2.TransportError):
-        return running.get(path).status_code == 200
-    return False
 
 
 def _free_port() -> int:

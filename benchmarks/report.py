@@ -19,11 +19,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from benchmarks.environment import Environment, Part, environment, load_average
+from benchmarks.places import Weights
 from benchmarks.rows import ColdStartRow, LatencyRow, OverheadRow, PollsRow, QualityRow, ThroughputRow
 
 RESULTS = Path(__file__).parent / "results"
-
-Weights = Literal["demo", "random", "real"]
 
 
 class Report(Part):
@@ -137,13 +136,14 @@ def print_rows(rows: Sequence[Part]) -> None:
     for row in rows:
         print()
         for name, value in row.model_dump(mode="json").items():
-            print(f"  {name:34} {_shown(value)}")
+            if value not in (None, {}):
+                print(f"  {name:34} {_shown(value)}")
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return "  ".join(f"{name} {_shown(part)}" for name, part in value.items()) or "-"
-    return "-" if value is None else str(value)
+        return "  ".join(f"{name} {part}" for name, part in value.items())
+    return str(value)
 
 
 if __name__ == "__main__":

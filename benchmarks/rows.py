@@ -101,7 +101,8 @@ class ThroughputRow(Part):
     """Jobs back to back through the real server, the queue never empty.
 
     computed_share: the workers' computing over the time from the first job's start to the last one's end. step_share:
-    the same for denoising steps alone. gap_*_ms: from one job's end in the worker to the next one's start there.
+    the same for denoising steps alone. gap_*_ms: what passes between two jobs' computing: from when a job was handed
+    to the worker plus what it computed, to when the next one was handed to it.
     device_busy_percent: mean of nvidia-smi's utilisation, which counts any time in which a kernel ran.
     """
 
