@@ -1,6 +1,6 @@
 """From nothing to the first picture: the server's start by phases, twice.
 
-    python -m benchmarks.cold_start --weights DIR [--model flux-dev] [--steps 28] [--save]
+    python -m benchmarks.cold_start --weights random [--model flux-dev] [--steps 28] [--save]
     python -m benchmarks.cold_start --weights demo
 
 The first start has an empty folder for compiled code (TORCHINDUCTOR_CACHE_DIR, TRITON_CACHE_DIR); the second one has
@@ -22,7 +22,7 @@ from benchmarks import report
 from benchmarks.calls import Call, depth_call, dev_call
 from benchmarks.client import Client
 from benchmarks.logs import events, when_s
-from benchmarks.places import SERVED_HELP, kind_of, weights_folder
+from benchmarks.places import HELP, kind_of, weights_folder
 from benchmarks.processes import Running, answers, our_server, wait_for
 from benchmarks.rows import ColdStartRow
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     options = report.arguments(__doc__)
-    options.add_argument("--weights", required=True, help=SERVED_HELP)
+    options.add_argument("--weights", required=True, help=HELP)
     options.add_argument("--model", choices=tuple(CALLS), default="flux-dev")
     options.add_argument("--steps", type=int, default=28)
     options.add_argument("--starts", type=int, default=2)

@@ -28,7 +28,7 @@ from benchmarks.bare import BareEngine
 from benchmarks.calls import Call, depth_call, dev_call
 from benchmarks.client import Client, Reply, together
 from benchmarks.figures import milliseconds, percentile
-from benchmarks.places import SERVED_HELP, kind_of, weights_folder
+from benchmarks.places import HELP, kind_of, weights_folder
 from benchmarks.processes import Running, our_server, peer
 from benchmarks.rows import OverheadRow, Side
 
@@ -88,7 +88,7 @@ class BareSide:
 
 def main() -> None:
     options = report.arguments(__doc__)
-    options.add_argument("--weights", default="demo", help=SERVED_HELP)
+    options.add_argument("--weights", default="demo", help=HELP)
     options.add_argument("--rounds", type=int, default=6)
     options.add_argument("--clients", type=_numbers, default=(1, 4, 16))
     options.add_argument("--sides", type=lambda text: tuple(text.split(",")), default=("server", "litserve", "fastapi"))

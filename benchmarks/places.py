@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.environment import REPOSITORY
 from weights.demo import is_demo
 
 Weights = Literal["demo", "random", "real"]
 
-SERVED_HELP = "demo: the small built-in family; else a folder of models"
-
 HELP = (
-    f"{SERVED_HELP}; random: full size with random values (a CUDA card), true in time and memory, its pictures mean"
-    " nothing"
+    "demo: the small built-in family; random: full size with random values (a CUDA card), true in time and memory, its"
+    " pictures mean nothing; else a folder of models"
 )
 
 
@@ -27,9 +26,13 @@ def kind_of(weights: str) -> Weights:
 
 
 def weights_folder(weights: str, scratch: Path) -> Path:
-    """The folder that a server is given. Raises SystemExit for random weights, which are not on disk."""
+    """The folder that a server is given; random weights are written into `scratch` first. Raises SystemExit where
+    they cannot be."""
     if weights == "random":
-        raise SystemExit("the server loads weights from disk; pass a folder of models, or demo")
+        command = [sys.executable, "-m", "benchmarks.random_folder", str(scratch / "random")]
+        if subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=False).returncode:
+            raise SystemExit("the random weights could not be written; the lines above say why")
+        return scratch / "random"
     return build_demo_weights(scratch) if weights == "demo" else Path(weights)
 
 

@@ -23,7 +23,7 @@ from benchmarks import report
 from benchmarks.calls import Call, dev_call
 from benchmarks.client import Client
 from benchmarks.figures import milliseconds, percentile
-from benchmarks.places import SERVED_HELP, kind_of, weights_folder
+from benchmarks.places import HELP, kind_of, weights_folder
 from benchmarks.processes import Running, our_server
 from benchmarks.rows import PollsRow
 
@@ -48,7 +48,7 @@ class Computed:
 
 def main() -> None:
     options = report.arguments(__doc__)
-    options.add_argument("--weights", default="demo", help=SERVED_HELP)
+    options.add_argument("--weights", default="demo", help=HELP)
     options.add_argument("--clients", type=int, default=8)
     options.add_argument("--rounds", type=int, default=8)
     given = options.parse_args()

@@ -1,6 +1,6 @@
 """Jobs back to back through the real server: pictures a second, and how much of the time the device computed.
 
-    python -m benchmarks.throughput --weights DIR [--model flux-dev] [--jobs 20] [--steps 28] [--save]
+    python -m benchmarks.throughput --weights random [--model flux-dev] [--jobs 20] [--steps 28] [--save]
     python -m benchmarks.throughput --weights demo
 
 All jobs are submitted at once, so the queue is never empty. What a job computed, and the time of its steps, are the
@@ -27,7 +27,7 @@ from benchmarks.calls import Call, depth_call, dev_call
 from benchmarks.client import Client
 from benchmarks.figures import milliseconds, percentile
 from benchmarks.logs import WorkSpan, work_spans
-from benchmarks.places import SERVED_HELP, kind_of, weights_folder
+from benchmarks.places import HELP, kind_of, weights_folder
 from benchmarks.processes import Running, our_server
 from benchmarks.rows import ThroughputRow
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     options = report.arguments(__doc__)
-    options.add_argument("--weights", required=True, help=SERVED_HELP)
+    options.add_argument("--weights", required=True, help=HELP)
     options.add_argument("--model", choices=tuple(CALLS), default="flux-dev")
     options.add_argument("--jobs", type=int, default=20)
     options.add_argument("--steps", type=int, default=28)
