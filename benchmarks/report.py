@@ -99,6 +99,7 @@ class Run:
             raise SystemExit("the figures of a quick run are not kept: leave out --quick, or write them by --output")
         self._given = given
         self._load_before = load_average()
+        self._environment = environment()  # now, since the working tree may change while it runs
 
     def finish(self, kind: type[Any], rows: Sequence[Part], *, weights: Weights, device: str) -> None:
         """Prints the rows, and writes the report where the arguments say. Raises ValidationError for a wrong report."""
@@ -110,7 +111,7 @@ class Run:
             quick=self._given.quick,
             load_average_before=self._load_before,
             load_average_after=load_average(),
-            environment=environment(),
+            environment=self._environment,
             rows=tuple(rows),
         )
         print_rows(rows)
