@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: venv demo test soak check format lock openapi bench latency
+.PHONY: venv demo test soak check format lock openapi bench bench-gpu
 
 venv: .venv/.installed
 
@@ -37,13 +37,13 @@ format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What the server adds to the bare engine, measured side by side.
+# All benchmarks that need no card, on the demo weights; reports go to benchmarks/results.
 bench: venv
-	$(BIN)/python -P benchmarks/overhead.py
+	$(BIN)/python -m benchmarks.suite cpu
 
-# Full-size random weights on a CUDA card, beside stock diffusers in the same run.
-latency: venv
-	$(BIN)/python benchmarks/latency.py --weights random --output benchmarks/results/latency-$$(date +%F).json
+# On a CUDA card, full-size models with random values: latency beside stock diffusers, throughput, cold start. No download.
+bench-gpu: venv
+	$(BIN)/python -m benchmarks.suite gpu
 
 # The API's description, checked in so that changes to it are seen.
 openapi: venv

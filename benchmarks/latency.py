@@ -1,205 +1,300 @@
-"""The engine beside stock diffusers pipelines on the very same modules, alternating in one run.
+"""One picture at a time: the engine by model, tier and stage, beside stock diffusers eager and compiled, in one run.
 
-    python benchmarks/latency.py --weights random --output results/…json   # full size, random values, needs a CUDA card
-    python benchmarks/latency.py --weights demo --side 256 --steps 4       # the small built-in family, anywhere
+    python -m benchmarks.latency --weights random --save                    # full size, random values, a CUDA card
+    python -m benchmarks.latency --weights models --tiers exact,fast,turbo --save
+    python -m benchmarks.latency --weights demo --side 256 --steps 4         # the built-in family, anywhere
 
-Random full-size weights have true latency and memory without any download; their pictures mean nothing. Times are whole
-requests with prompt and control latents already in the cache, as a second request of a user has it; `first_s` is the
-first one, caches empty. Nothing is compiled or quantised.
+All sides compute with the same modules in one process and take turns. A request of the engine runs from the prompt to
+the encoded file on disk; diffusers gets the embeddings and control latents and ends at a picture in memory, so what is
+left to the engine (encoding text and picture, checking safety) counts against the engine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from overhead import build_weights, environment
 from PIL import Image
 
-from pipelines.components import Components, Folders, load_components, pick_device, pick_dtype
-from pipelines.control import ControlEncoder
-from pipelines.depth import DepthEstimator
+from benchmarks import report, tiers
+from benchmarks.calls import PROMPT, SEED
+from benchmarks.ceiling import measure_tflops
+from benchmarks.families import load_family
+from benchmarks.flops import Shape, step_tflop
+from benchmarks.places import HELP, kind_of
+from benchmarks.rows import LatencyRow
+from benchmarks.stock import CompiledBlocks, stock_pipeline
+from pipelines.components import Components, pick_device
+from pipelines.encode import describe, encode_image
 from pipelines.engine import Engine, SourceImage
-from pipelines.init_image import InitEncoder
+from pipelines.models import MODELS
 from pipelines.request import GenerationRequest
-from pipelines.text import TextEncoder
 
-PROMPT = "a red fox in snow"
-SEED = 46588
+HOSTED_S = {("flux-dev", 1024, 28): 16.20, ("flux-depth-dev", 1024, 28): 20.36}
+"""What the hosted service's pages showed as the average of a call, network and queue included: the figures to beat."""
+
+STOCK = ("eager", "compiled")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    side: int
+    steps: int
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--weights", choices=("random", "demo"), required=True)
-    options.add_argument("--side", type=int, default=1024)
-    options.add_argument("--steps", type=int, default=28)
-    options.add_argument("--repeats", type=int, default=5)
-    options.add_argument("--output", type=Path)
-    given = options.parse_args()
+    given = parse()
+    run = report.Run(given)
     device = pick_device()
-    with tempfile.TemporaryDirectory() as folder:
-        demo = build_weights(Path(folder))
-        build = random_components if given.weights == "random" else demo_components
-        parts = build(demo, device, pick_dtype("auto", device))
-        rows = [measure(parts, model, given.side, given.steps, given.repeats) for model in parts.transformers]
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **environment(),
-        **card(device),
-        "weights": given.weights,
-        "rows": rows,
-    }
-    print(json.dumps(rows, indent=2))
-    if given.output:
-        given.output.write_text(json.dumps(report, indent=2) + "\n")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows = []
+    for tier in given.tiers:
+        if tier not in tiers.offered():
+            rows += [not_offered(model, tier, size) for model in MODELS for size in given.sizes]
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            parts = load_family(given.weights, tier, Path(scratch), device, dtype)
+            for model in parts.transformers:
+                rows += measure_model(parts, model, tier, given, Path(scratch))
+        del parts
+    run.finish(report.LatencyReport, rows, weights=kind_of(given.weights), device=str(device))
 
 
-def demo_components(demo: Path, device: torch.device, dtype: torch.dtype) -> Components:
-    folders = Folders(
-        models={"flux-dev": demo / "FLUX.1-dev", "flux-depth-dev": demo / "FLUX.1-Depth-dev"},
-        depth_estimator=demo / "depth-anything-large-hf",
-    )
-    return load_components(folders, device=device, dtype=dtype)
+def parse() -> argparse.Namespace:
+    options = report.arguments(__doc__)
+    options.add_argument("--weights", required=True, help=HELP)
+    options.add_argument("--tiers", type=tiers.names, default=(tiers.EXACT,), help="of exact, fast, turbo")
+    options.add_argument("--side", type=_numbers, default=(1024,), help="sides of square pictures")
+    options.add_argument("--steps", type=_numbers, default=(28,))
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--stock", type=_stock, default=STOCK, help="what stands beside: of eager, compiled; or none")
+    given = options.parse_args()
+    if given.quick:
+        given.repeats, given.side, given.steps, given.stock = 1, (256,), (2,), ("eager",)
+    given.sizes = [Size(side, steps) for side in given.side for steps in given.steps]
+    return given
 
 
-def random_components(demo: Path, device: torch.device, dtype: torch.dtype) -> Components:
-    """Full-size modules with random values, and the demo family's tokenizers: their ids are in every vocabulary."""
-    from transformers import AutoImageProcessor, CLIPTokenizer, T5TokenizerFast
-
-    from pipelines.depth.pretrained import PretrainedDisparity
-    from weights.full_size import SCHEDULER, build_on_meta, materialise
-
-    if device.type != "cuda":
-        raise SystemExit("full-size random weights need a CUDA card; try --weights demo")
-
-    def make(component: str, precision: torch.dtype) -> Any:
-        return materialise(build_on_meta(component), device, precision, seed=0).eval().requires_grad_(False)
-
-    dev = demo / "FLUX.1-dev"
-    vae = make("vae", dtype)
-    processor = AutoImageProcessor.from_pretrained(demo / "depth-anything-large-hf", backend="pil")
-    estimator = DepthEstimator(
-        PretrainedDisparity(make("depth-anything-large", torch.float32), processor, "near-large"), "minmax"
-    )
-    text = TextEncoder(
-        CLIPTokenizer.from_pretrained(dev / "tokenizer"),
-        make("clip-l", dtype),
-        T5TokenizerFast.from_pretrained(dev / "tokenizer_2"),
-        make("t5-xxl", dtype),
-        device=device,
-        dtype=dtype,
-    )
-    return Components(
-        device=device,
-        dtype=dtype,
-        text=text,
-        vae=vae,
-        control=ControlEncoder(vae, estimator, dtype=dtype),
-        init=InitEncoder(vae, dtype=dtype),
-        scheduler_config=dict(SCHEDULER),
-        transformers={
-            "flux-dev": make("transformer-dev", dtype),
-            "flux-depth-dev": make("transformer-depth-dev", dtype),
-        },
-    )
+def measure_model(
+    parts: Components, model: str, tier: str, given: argparse.Namespace, scratch: Path
+) -> list[LatencyRow]:
+    transformer = parts.transformers[model]
+    wants_compiled = "compiled" in given.stock and tier == tiers.EXACT
+    compiled = CompiledBlocks(transformer) if wants_compiled else None
+    stock = given.stock if tier == tiers.EXACT else ()
+    return [measure(parts, model, tier, size, given.repeats, stock, compiled, scratch) for size in given.sizes]
 
 
-def measure(parts: Components, model: str, side: int, steps: int, repeats: int) -> dict[str, Any]:
-    """Medians in seconds of the engine and of the stock pipeline, and the engine's stages on an empty cache."""
-    request = GenerationRequest(
-        model=model, prompt=PROMPT, width=side, height=side, steps=steps, guidance=3.5, seed=SEED
-    )
-    engine = Engine(parts)
-    photo = SourceImage(Image.linear_gradient("L").resize((side, side)).convert("RGB"), "gradient")
-    sources = {"control_image": photo} if model == "flux-depth-dev" else {}
-    if parts.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    first_s, first = timed(parts.device, lambda: engine.generate(request, **sources))
-    stock = stock_pipeline(parts, request)
-    timed(parts.device, stock)
-    ours, theirs = [], []
+def measure(
+    parts: Components,
+    model: str,
+    tier: str,
+    size: Size,
+    repeats: int,
+    stock: tuple[str, ...],
+    compiled: CompiledBlocks | None,
+    scratch: Path,
+) -> LatencyRow:
+    """One row: the first request with empty caches, then all sides in turns, then the ceiling."""
+    request = request_of(model, tier, size)
+    parts.text.cache.clear()
+    parts.control.cache.clear()
+    ours = OurSide(parts, request, scratch / "picture.webp")
+    first_s = ours.draw()
+    first_stages_s = ours.median_stages_s()
+    sides: dict[str, Side] = {"ours": ours}
+    if "eager" in stock:
+        sides["eager"] = StockSide(parts, request, None)
+    if compiled is not None:
+        sides["compiled"] = StockSide(parts, request, compiled)
+    compile_s, trouble = prepare(sides)
     for _ in range(repeats):
-        ours.append(timed(parts.device, lambda: engine.generate(request, **sources))[0])
-        theirs.append(timed(parts.device, stock)[0])
-    return {
-        "model": model,
-        "size": f"{side}x{side}",
-        "steps": steps,
-        "engine_s": round(statistics.median(ours), 4),
-        "stock_diffusers_eager_s": round(statistics.median(theirs), 4),
-        "ratio": round(statistics.median(ours) / statistics.median(theirs), 4),
-        "first_s": round(first_s, 4),
-        "first_stages_s": {stage: round(seconds, 4) for stage, seconds in first.timings_s.items()},
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if parts.device.type == "cuda" else None,
-    }
-
-
-def stock_pipeline(parts: Components, request: GenerationRequest) -> Callable[[], Any]:
-    """diffusers' own pipeline on the same modules, given the same embeddings and control latents."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlPipeline, FluxPipeline
-
-    kind = FluxControlPipeline if request.model == "flux-depth-dev" else FluxPipeline
-    pipeline = kind(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(parts.scheduler_config),
-        vae=parts.vae,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=parts.transformers[request.model],
+        for side in sides.values():
+            side.draw()
+    return LatencyRow(
+        model=model,
+        tier=tier,
+        offered=True,
+        width=size.side,
+        height=size.side,
+        steps=size.steps,
+        repeats=repeats,
+        first_s=seconds(first_s),
+        first_stages_s=first_stages_s,
+        warm_stages_s=ours.median_stages_s(),
+        stock_compile_s=compile_s,
+        stock_compiled_note=trouble,
+        peak_memory_bytes=ours.peak_bytes,
+        hosted_s=HOSTED_S.get((model, size.side, size.steps)) if tier == tiers.EXACT else None,
+        **beside(ours, sides),
+        **limit(parts, model, size, ours.median_s),
     )
-    pipeline.set_progress_bar_config(disable=True)
-    with torch.inference_mode():
-        text = parts.text.encode(request.prompt)
-    inputs: dict[str, Any] = {"prompt_embeds": text.embeds, "pooled_prompt_embeds": text.pooled}
-    if request.model == "flux-depth-dev":
-        length = (request.width // 16) * (request.height // 16)
-        inputs["control_image"] = torch.randn(1, length, 64, device=parts.device, dtype=parts.dtype)
-
-    def run() -> Any:
-        return pipeline(
-            width=request.width,
-            height=request.height,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            generator=torch.Generator("cpu").manual_seed(request.seed),
-            **inputs,
-        )
-
-    return run
 
 
-def timed(device: torch.device, call: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    value = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, value
+def request_of(model: str, tier: str, size: Size) -> GenerationRequest:
+    return tiers.request_for(
+        tier,
+        model=model,
+        prompt=PROMPT,
+        width=size.side,
+        height=size.side,
+        steps=size.steps,
+        guidance=3.5,
+        seed=SEED,
+        output_format="webp",
+    )
 
 
-def card(device: torch.device) -> dict[str, Any]:
-    if device.type != "cuda":
-        return {"card": None}
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+def beside(ours: OurSide, sides: dict[str, Side]) -> dict[str, Any]:
+    """Our median and theirs."""
+    figures: dict[str, Any] = {"warm_s": seconds(ours.median_s)}
+    theirs = {name: side for name, side in sides.items() if name in STOCK}
+    for name, side in theirs.items():
+        figures[f"stock_{name}_s"] = seconds(side.median_s)
+        figures[f"ratio_to_{name}"] = seconds(ours.median_s / side.median_s)
+    peaks = [side.peak_bytes for side in theirs.values() if side.peak_bytes is not None]
+    return {**figures, "stock_peak_memory_bytes": max(peaks) if peaks else None}
+
+
+def limit(parts: Components, model: str, size: Size, warm_s: float) -> dict[str, Any]:
+    """The transformer's work, what the device makes of such products, and how near to that the request came."""
+    shape = Shape.of(parts.transformers[model])
+    work = step_tflop(shape, size.side, size.side) * size.steps
+    ceiling = measure_tflops(shape, size.side, size.side, parts.device, parts.dtype)
     return {
-        "card": torch.cuda.get_device_name(device),
-        "driver": driver or None,
-        "cuda": torch.version.cuda,
-        "total_memory_bytes": torch.cuda.get_device_properties(device).total_memory,
+        "work_tflop": round(work, 4),
+        "ceiling_tflops": round(ceiling, 3),
+        "limit_s": seconds(work / ceiling),
+        "limit_share": seconds(work / ceiling / warm_s),
     }
+
+
+class Side:
+    """Something that draws the request. Its times are medians of the draws since it was made or forgot."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.times_s: list[float] = []
+        self.peak_bytes: int | None = None
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.times_s)
+
+    def draw(self) -> float:
+        """Draws once; returns its seconds, the device's work included."""
+        on_card = self._device.type == "cuda"
+        if on_card:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        self._compute()
+        if on_card:
+            torch.cuda.synchronize()
+            self.peak_bytes = max(self.peak_bytes or 0, torch.cuda.max_memory_allocated())
+        self.times_s.append(time.perf_counter() - start)
+        return self.times_s[-1]
+
+    def forget(self) -> None:
+        self.times_s.clear()
+
+    def _compute(self) -> None:
+        raise NotImplementedError
+
+
+class OurSide(Side):
+    """The engine, to an encoded file."""
+
+    def __init__(self, parts: Components, request: GenerationRequest, path: Path) -> None:
+        super().__init__(parts.device)
+        self._engine, self._request, self._path = Engine(parts), request, path
+        self._sources: dict[str, Any] = {}
+        if MODELS[request.model].takes_control:
+            gradient = Image.linear_gradient("L").resize((request.width, request.height)).convert("RGB")
+            self._sources["control_image"] = SourceImage(gradient, "gradient")
+        self.stages: list[dict[str, float]] = []
+
+    def forget(self) -> None:
+        super().forget()
+        self.stages.clear()
+
+    def median_stages_s(self) -> dict[str, float]:
+        names = list(dict.fromkeys(name for stages in self.stages for name in stages))
+        return {name: seconds(statistics.median(stages.get(name, 0.0) for stages in self.stages)) for name in names}
+
+    def _compute(self) -> None:
+        request = self._request
+        generated = self._engine.generate(request, **self._sources)
+        start = time.perf_counter()
+        parameters = describe(request, generated.prompt, request.seed)
+        data = encode_image(generated.images[0].pixels, request.output_format, request.output_quality, parameters)
+        self._path.write_bytes(data)
+        self.stages.append({**generated.timings_s, "encode": time.perf_counter() - start})
+
+
+class StockSide(Side):
+    """diffusers' pipeline, to a picture in memory; with its blocks compiled where `compiled` is given."""
+
+    def __init__(self, parts: Components, request: GenerationRequest, compiled: CompiledBlocks | None) -> None:
+        super().__init__(parts.device)
+        self._compiled = compiled
+        self._draw: Callable[[], Any] = stock_pipeline(parts, request)
+
+    def _compute(self) -> None:
+        if self._compiled is None:
+            self._draw()
+            return
+        with self._compiled.on():
+            self._draw()
+
+
+def prepare(sides: dict[str, Side]) -> tuple[float | None, str | None]:
+    """Draws once with every side and forgets it. A compiled side that cannot compile here leaves the sides.
+
+    Returns what compiling took (the first draw beyond a later one), and why there is no compiled side.
+    """
+    compile_s, trouble = None, None
+    for name, side in list(sides.items()):
+        try:
+            first_s = side.draw()
+            if name == "compiled":
+                compile_s = seconds(max(first_s - side.draw(), 0.0))
+        except Exception as error:
+            if name != "compiled":
+                raise
+            trouble = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            del sides[name]
+        side.forget()
+    return compile_s, trouble
+
+
+def not_offered(model: str, tier: str, size: Size) -> LatencyRow:
+    return LatencyRow(model=model, tier=tier, offered=False, width=size.side, height=size.side, steps=size.steps)
+
+
+def seconds(value: float) -> float:
+    return round(value, 4)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _stock(text: str) -> tuple[str, ...]:
+    names = tuple(part for part in text.split(",") if part != "none")
+    if unknown := [name for name in names if name not in STOCK]:
+        raise ValueError(unknown[0])
+    return names
 
 
 if __name__ == "__main__":

@@ -1,207 +1,186 @@
-"""What the server adds to the engine: the same requests, bare and through HTTP, side by side in one run.
+"""What a server adds to the engine: ours, LitServe and plain FastAPI around the same engine, and the engine alone.
 
-    python benchmarks/overhead.py [--requests 30] [--output results/…json]
+    python -m benchmarks.overhead [--rounds 6] [--clients 1,4,16] [--sides server,litserve,fastapi] [--save]
 
-A request's cost outside the model is what its caller waits minus what the worker computed, in the very same call. Both
-come from one run on one machine, so neither noise nor warm-up favours a side. Beside it stands the bare
-engine in this process, on the same weights and requests, with file encoding but no server, no store and no queue.
+All sides get the same body and must answer the same bytes, or the run fails. They take turns, round by round, and those
+that wait for their turn are stopped, so that a slow spell of the machine hits all and none takes time from another. The
+first call of a turn is not counted. Demo weights on the CPU; the peers need the `bench` extra.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import httpx2
+from benchmarks import report
+from benchmarks.bare import BareEngine
+from benchmarks.calls import Call, depth_call, dev_call
+from benchmarks.client import Client, Reply, together
+from benchmarks.figures import milliseconds, percentile
+from benchmarks.places import HELP, kind_of, weights_folder
+from benchmarks.processes import Running, our_server, peer
+from benchmarks.rows import OverheadRow, Side
 
-REPOSITORY = Path(__file__).parents[1]
+LITSERVE_PATH = "/v1/draw"
+
+CALLS_PER_TURN = {1: 5, 4: 3, 16: 2}
+"""By the number of clients; each client makes so many."""
+
+
+@dataclass
+class Measured:
+    replies: list[Reply] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
+class ServerSide:
+    """A side that is a server process; stopped but for its turns."""
+
+    def __init__(self, name: Side, running: Running, path: str | None) -> None:
+        """path: that it takes all calls at; None for one path per model, as ours has them."""
+        self.name, self._running, self._path = name, running, path
+        running.pause()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        self._running.resume()
+        try:
+            yield
+        finally:
+            self._running.pause()
+
+    def draw(self, call: Call, times: int) -> list[Reply]:
+        with Client(self._running.port) as client:
+            return [client.post(self._path or f"/v1/{call.slug}", call.json) for _ in range(times)]
+
+
+class BareSide:
+    """The engine in this process, for one client."""
+
+    name: Side = "bare engine"
+
+    def __init__(self, weights: Path) -> None:
+        self._engine = BareEngine(weights)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        yield
+
+    def draw(self, call: Call, times: int) -> list[Reply]:
+        return [self._draw(call) for _ in range(times)]
+
+    def _draw(self, call: Call) -> Reply:
+        start = time.perf_counter()
+        data = self._engine.draw(call)
+        return Reply(data, time.perf_counter() - start, None)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--requests", type=int, default=30)
-    options.add_argument("--output", type=Path)
+    options = report.arguments(__doc__)
+    options.add_argument("--weights", default="demo", help=HELP)
+    options.add_argument("--rounds", type=int, default=6)
+    options.add_argument("--clients", type=_numbers, default=(1, 4, 16))
+    options.add_argument("--sides", type=lambda text: tuple(text.split(",")), default=("server", "litserve", "fastapi"))
     given = options.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), given.requests)
-    report = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **environment(), "rows": rows}
-    print_table(rows)
-    if given.output:
-        given.output.write_text(json.dumps(report, indent=2) + "\n")
+    given.sides = installed(given.sides)
+    if given.quick:
+        given.rounds, given.clients = 1, (1, 4)
+    run = report.Run(given)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        weights = weights_folder(given.weights, Path(folder))
+        sides = start_sides(stack, weights, Path(folder), given.sides)
+        rows = measure_all(sides, given)
+    run.finish(report.OverheadReport, rows, weights=kind_of(given.weights), device="cpu")
 
 
-def measure(folder: Path, count: int) -> list[dict[str, Any]]:
-    """A row per kind of call: medians in milliseconds of the caller's wait, the worker's part and the bare engine."""
-    weights = build_weights(folder)
-    photo = save_photo(folder / "photo.jpg")
-    bare = BareEngine(weights, folder)
-    process, base = start_server(weights, folder / "data")
-    try:
-        with httpx2.Client(base_url=base, timeout=120, trust_env=False) as client:
-            dev = {"prompt": "a red fox", "steps": 4, "aspect_ratio": "1:1"}
-            depth = {"prompt": "a red fox", "num_inference_steps": "4", "megapixels": "0.25"}
-
-            def call_dev() -> httpx2.Response:
-                return client.post("/v1/flux-dev", json=dev, headers={"accept": "image/*"})
-
-            def call_depth() -> httpx2.Response:
-                return client.post("/v1/flux-depth-dev", data=depth, files={"control_image": photo})
-
-            return [
-                row("flux-dev 1024×1024, 4 steps, JSON in, WebP out", count, call_dev, lambda: bare.dev(4)),
-                row("flux-depth-dev 608×416, 4 steps, file in, JPEG out", count, call_depth, lambda: bare.depth(4)),
-            ]
-    finally:
-        process.terminate()
-        process.wait(60)
+def installed(sides: tuple[str, ...]) -> tuple[str, ...]:
+    """The sides that can run here; says which cannot."""
+    if "litserve" in sides and find_spec("litserve") is None:
+        print("litserve is not installed (pip install -e '.[bench]'), so its rows are missing")
+        return tuple(side for side in sides if side != "litserve")
+    return sides
 
 
-def row(name: str, count: int, call: Callable[[], httpx2.Response], bare: Callable[[], float]) -> dict[str, Any]:
-    """Alternates the two sides, so that a slow spell of the machine hits both."""
-    call()
-    bare()
-    waits, computed, engine = [], [], []
-    for _ in range(count):
-        start = time.perf_counter()
-        reply = call().raise_for_status()
-        waits.append(time.perf_counter() - start)
-        computed.append(float(reply.headers["x-generation-time"]))
-        engine.append(bare())
-    overheads = [wait - part for wait, part in zip(waits, computed, strict=True)]
-    return {
-        "call": name,
-        "requests": count,
-        "wait_ms": milliseconds(statistics.median(waits)),
-        "worker_ms": milliseconds(statistics.median(computed)),
-        "bare_engine_ms": milliseconds(statistics.median(engine)),
-        "outside_the_worker_ms": milliseconds(statistics.median(overheads)),
-        "outside_the_worker_p90_ms": milliseconds(statistics.quantiles(overheads, n=10)[-1]),
-        "wait_minus_bare_ms": milliseconds(statistics.median(waits) - statistics.median(engine)),
-    }
+def start_sides(stack: ExitStack, weights: Path, folder: Path, names: tuple[Side, ...]) -> list[ServerSide | BareSide]:
+    """The sides in the order in which they take turns, the bare engine first."""
+    sides: list[ServerSide | BareSide] = [BareSide(weights)]
+    for name in names:
+        if name == "server":
+            running = stack.enter_context(our_server(weights, folder / "data"))
+            sides.append(ServerSide(name, running, None))
+        else:
+            running = stack.enter_context(peer(name, weights))
+            sides.append(ServerSide(name, running, LITSERVE_PATH if name == "litserve" else None))
+    return sides
 
 
-class BareEngine:
-    """The engine in this process, writing encoded files as the worker does."""
-
-    def __init__(self, weights: Path, folder: Path) -> None:
-        import torch
-
-        from pipelines.components import Folders, load_components
-        from pipelines.engine import Engine
-        from pipelines.spool import Spool
-
-        self._spool = Spool(folder=folder / "bare")
-        (folder / "bare" / "outputs").mkdir(parents=True)
-        (folder / "bare" / "inputs").mkdir()
-        (folder / "bare" / "inputs" / "photo.jpg").write_bytes((folder / "photo.jpg").read_bytes())
-        models = {"flux-dev": weights / "FLUX.1-dev", "flux-depth-dev": weights / "FLUX.1-Depth-dev"}
-        folders = Folders(
-            models=models,
-            depth_estimator=weights / "depth-anything-large-hf",
-            safety_concepts=weights / "safety-concepts",
-            nsfw_detector=weights / "nsfw-image-detection",
-        )
-        parts = load_components(folders, device=torch.device("cpu"), dtype=torch.float32)
-        self._engine = Engine(parts)
-
-    def dev(self, steps: int) -> float:
-        return self._draw(model="flux-dev", width=1024, height=1024, steps=steps, guidance=3.0, output_format="webp")
-
-    def depth(self, steps: int) -> float:
-        return self._draw(
-            model="flux-depth-dev",
-            width=608,
-            height=416,
-            steps=steps,
-            guidance=10.0,
-            output_format="jpg",
-            control_image="photo.jpg",
-        )
-
-    def _draw(self, **fields: Any) -> float:
-        from pipelines.request import GenerationRequest
-
-        request = GenerationRequest(prompt="a red fox", seed=46588, **fields)
-        start = time.perf_counter()
-        self._spool.draw(self._engine, request, name="bare")
-        return time.perf_counter() - start
+def measure_all(sides: list[ServerSide | BareSide], given: argparse.Namespace) -> list[OverheadRow]:
+    """The depth call, which is short, with every number of clients; the dev call, six times as long, with one."""
+    rows = []
+    for clients in given.clients:
+        rows += measure(sides, depth_call(), clients, given.rounds)
+    if not given.quick:
+        rows += measure(sides, dev_call(), 1, given.rounds)
+    return rows
 
 
-def build_weights(folder: Path) -> Path:
-    command = [sys.executable, "-P", "-m", "weights.demo", str(folder)]
-    built = subprocess.run(command, capture_output=True, text=True, check=True)
-    return Path(built.stdout.strip().splitlines()[-1])
+def measure(sides: list[ServerSide | BareSide], call: Call, clients: int, rounds: int) -> list[OverheadRow]:
+    taking_part = [side for side in sides if clients == 1 or isinstance(side, ServerSide)]
+    measured = {side.name: Measured() for side in taking_part}
+    times = CALLS_PER_TURN.get(clients, 2)
+    for _ in range(rounds):
+        answers = {side.name: take_turn(side, call, clients, times, measured[side.name]) for side in taking_part}
+        if len(set(answers.values())) > 1:
+            raise SystemExit(f"the sides gave different pictures for {call.name}: {answers}")
+    return [row(call, name, clients, one, measured.get("bare engine")) for name, one in measured.items()]
 
 
-def save_photo(path: Path) -> bytes:
-    from PIL import Image
-    from skimage import data
-
-    Image.fromarray(data.coffee()).save(path, quality=90)
-    return path.read_bytes()
-
-
-def start_server(weights: Path, data_dir: Path) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, "-P", "-m", "server", "serve", "--port", "0"]
-    command += ["--weights", str(weights), "--data-dir", str(data_dir)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    base = next(word for word in process.stdout.readline().split() if word.startswith("http://"))
-    until = time.monotonic() + 300
-    while time.monotonic() < until:
-        with suppress(httpx2.TransportError):
-            if httpx2.get(f"{base}/health/ready", trust_env=False).status_code == 200:
-                return process, base
-        time.sleep(0.1)
-    raise SystemExit("the server did not become ready")
+def take_turn(side: ServerSide | BareSide, call: Call, clients: int, times: int, measured: Measured) -> str:
+    """One turn; its figures go into `measured`. Returns the hash of the picture, which is the same in all replies."""
+    with side.turn():
+        first = side.draw(call, 1)
+        replies, wall_s = together(clients, lambda: side.draw(call, times))
+    measured.replies += replies
+    measured.rates.append(len(replies) / wall_s)
+    hashes = {hashlib.sha256(reply.body).hexdigest() for reply in [*first, *replies]}
+    if len(hashes) > 1:
+        raise SystemExit(f"{side.name} gave different pictures for the same call {call.name}")
+    return hashes.pop()
 
 
-def environment() -> dict[str, Any]:
-    """What a figure means nothing without."""
-    from importlib.metadata import version
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    packages = ("torch", "diffusers", "transformers", "fastapi", "uvicorn")
-    return {
-        "commit": commit.stdout.strip() or None,
-        "hardware": {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count(), "gpu": None},
-        "driver": None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
-
-
-def processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+def row(call: Call, name: Side, clients: int, measured: Measured, bare: Measured | None) -> OverheadRow:
+    waits = [reply.wait_s for reply in measured.replies]
+    computed = [reply.compute_s for reply in measured.replies if reply.compute_s is not None]
+    outside = [reply.wait_s - reply.compute_s for reply in measured.replies if reply.compute_s is not None]
+    alone = clients == 1 and bare is not None and name != "bare engine"
+    bare_s = statistics.median(reply.wait_s for reply in bare.replies) if bare else 0.0
+    return OverheadRow(
+        call=call.name,
+        side=name,
+        clients=clients,
+        requests=len(waits),
+        median_ms=milliseconds(statistics.median(waits)),
+        p99_ms=milliseconds(percentile(waits, 99)),
+        requests_per_s=round(statistics.median(measured.rates), 3),
+        above_bare_ms=milliseconds(statistics.median(waits) - bare_s) if alone else None,
+        compute_ms=milliseconds(statistics.median(computed)) if computed else None,
+        outside_the_worker_ms=milliseconds(statistics.median(outside)) if outside and clients == 1 else None,
+    )
 
 
-def milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 2)
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    for figures in rows:
-        print(figures["call"])
-        for name, value in figures.items():
-            if name != "call":
-                print(f"  {name:28} {value}")
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

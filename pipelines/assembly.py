@@ -11,6 +11,7 @@ from pathlib import Path
 from .components import Folders, load_components, measure_folders, pick_device
 from .depth_catalogue import DEFAULT_ESTIMATOR, resolve_mode
 from .engine import Engine
+from .heap import keep_freed_memory
 from .memory.planning import Switch, plan_here
 from .memory.plans import Plan
 from .speed.blocks import compile_no_more, graphs_compiled
@@ -81,6 +82,8 @@ def assemble(folders: Folders, wishes: Wishes, *, engine_type: type[Engine] = En
         depth_map_mode=resolve_mode(wishes.depth_estimator, wishes.depth_map_mode),
     )
     engine = engine_type(parts, max_pixels=plan.max_pixels)
+    if device.type == "cpu":
+        keep_freed_memory()
     loaded = time.monotonic()
     warm_up(engine)
     if compiled:

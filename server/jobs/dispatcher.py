@@ -283,6 +283,7 @@ class Dispatcher:
         if finished is None:
             log.warning("ending of an old attempt dropped", job=job.id, attempt=job.attempt)
             return False
+        self._service.settled(finished)
         log.info(
             "job ended",
             job=job.id,
@@ -291,7 +292,6 @@ class Dispatcher:
             compute_s=round(ending.compute_s, 3),
             total_s=round(ending.total_s, 3),
         )
-        self._service.settled(finished)
         return True
 
     async def _write(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import structlog
 
+from .death import exit_status
 from .hiding import hide
 from .protocol import PROTOCOL_VERSION, Down, Fatal, Hello, ProtocolError, Ready, Up, decode, encode
 
@@ -19,7 +20,6 @@ log = structlog.get_logger(__name__)
 COMMAND = (sys.executable, "-P", "-m", "server.worker.main")
 
 LINE_LIMIT_BYTES = 1024 * 1024
-DEATH_POLL_S = 0.02
 LAST_WORDS_LIMIT_S = 0.1
 """For what a dead worker's pipe still holds."""
 
@@ -69,10 +69,8 @@ class Child:
                 self._process.kill()
 
     async def exit_status(self) -> int:
-        """Its status once it is dead. `Process.wait` would also wait for everyone who holds its pipes."""
-        while self._process.returncode is None:  # noqa: ASYNC110 (what would set an event is what is wrong with wait)
-            await asyncio.sleep(DEATH_POLL_S)
-        return self._process.returncode
+        """Its status once it is dead."""
+        return await exit_status(self._process)
 
     async def end(self) -> int:
         """Kills it where it still lives, reaps it and closes its pipes. Returns its exit status."""

@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -48,6 +47,13 @@ if TYPE_CHECKING:
     from pipelines.spool import Spool
 
 FATAL_EXIT = 70
+
+IDLE_S = 5.0
+"""Without work for so long, the worker gives freed memory back to the system."""
+
+LONGEST_KEPT_S = 60.0
+"""Between two jobs it does so after this time: small tensors that the caches keep would else pin more and more."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -193,21 +199,28 @@ def _engine_type(load: Load) -> type[Engine]:
 
 
 def _serve(wire: Wire, engine: Engine, spool: Spool) -> None:
+    from pipelines.heap import give_back_freed_memory
+
+    kept_since: float | None = time.monotonic()
     while True:
-        message = wire.inbox.get()
+        message = _next(wire, IDLE_S if kept_since is not None else None)
         if isinstance(message, Shutdown):
             return
         if isinstance(message, Run):
             _run(wire, engine, spool, message)
             wire.forget(message)
-            _trim_heap()
+            kept_since = time.monotonic() if kept_since is None else kept_since
+        if kept_since is not None and (message is None or time.monotonic() - kept_since > LONGEST_KEPT_S):
+            give_back_freed_memory()
+            kept_since = None
 
 
-def _trim_heap() -> None:
-    """Gives freed memory back: small tensors that the caches keep would else pin the large freed ones around them."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # musl has no malloc_trim
-            ctypes.CDLL(None).malloc_trim(0)
+def _next(wire: Wire, limit_s: float | None) -> Down | None:
+    """The next message, or None when there is none within the limit."""
+    try:
+        return wire.inbox.get(timeout=limit_s)
+    except queue.Empty:
+        return None
 
 
 def _run(wire: Wire, engine: Engine, spool: Spool, run: Run) -> None:

@@ -223,7 +223,14 @@ class WorkerSupervisor:
         self._steps.warmed_up(ready.warmup_s)
         self._enter(WorkerState.READY)
         self._spare.prepare()
-        log.info("worker ready", pid=child.pid, models=ready.models, device=ready.device, load_s=round(ready.load_s, 3))
+        log.info(
+            "worker ready",
+            pid=child.pid,
+            models=ready.models,
+            device=ready.device,
+            load_s=round(ready.load_s, 3),
+            warmup_s=round(ready.warmup_s, 3),
+        )
         log.info("memory plan", plan=ready.plan_line)
 
     def _conclude(self, child: Child, job: JobInHand, message: Done | Failed) -> None:
