@@ -95,7 +95,7 @@ def find_weights(settings: Settings) -> Located:
         settings.weights_dir,
         {name: spec.repository for name, spec in MODELS.items()},
         in_channels={name: spec.transformer_in_channels for name, spec in MODELS.items()},
-        estimator=WantedEstimator(estimator.repository, estimator.files),
+        estimator=WantedEstimator(estimator.repository, estimator.files, estimator.name),
     )
 
 
