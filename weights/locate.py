@@ -131,7 +131,14 @@ def _find_models(
         if sources:
             models[name] = sources
         problems += [f"{name}: {text}" for text in ([] if sources else missing or wrong or [_nowhere(root, name)])]
+    if len(models) < len(repositories):
+        problems += [f"single file {found.path} is not used: {found.why_not}" for found in files if _concerns(found)]
     return models, problems
+
+
+def _concerns(found: Found) -> bool:
+    """Whether somebody who misses a model would want to know why this file does not help."""
+    return not found.loadable and (found.form == "damaged file" or found.component not in ("lora", "other"))
 
 
 def _put_together(
