@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+LOAD_ARGS ?= --weights demo
 
-.PHONY: venv demo test soak check format lock openapi bench latency
+.PHONY: venv demo test soak check format lock openapi bench latency load
 
 venv: .venv/.installed
 
@@ -44,6 +45,10 @@ bench: venv
 # Full-size random weights on a CUDA card, beside stock diffusers in the same run.
 latency: venv
 	$(BIN)/python benchmarks/latency.py --weights random --output benchmarks/results/latency-$$(date +%F).json
+
+# How long a worker takes until it can draw. LOAD_ARGS='--weights random --folder DIR' takes full-size weights, on a card.
+load: venv
+	$(BIN)/python benchmarks/load.py $(LOAD_ARGS) --output benchmarks/results/load-$$(date +%F).json
 
 # The API's description, checked in so that changes to it are seen.
 openapi: venv
