@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+LOAD_ARGS ?= --weights demo
 
-.PHONY: venv demo test soak check format lock openapi bench bench-gpu
+.PHONY: venv demo test soak check format lock openapi bench bench-gpu load
 
 venv: .venv/.installed
 
@@ -44,6 +45,11 @@ bench: venv
 # On a CUDA card, full-size models with random values: latency beside stock diffusers, throughput, cold start. No download.
 bench-gpu: venv
 	$(BIN)/python -m benchmarks.suite gpu
+
+# How long a worker takes until it can draw. LOAD_ARGS='--weights random --folder DIR' takes full-size weights, on a card.
+load: venv
+	@mkdir -p benchmarks/results
+	$(BIN)/python -m benchmarks.load $(LOAD_ARGS) --output benchmarks/results/load-$$(date +%F).json
 
 # The API's description, checked in so that changes to it are seen.
 openapi: venv

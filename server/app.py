@@ -106,16 +106,27 @@ def find_weights(settings: Settings) -> Located:
         settings.weights_dir,
         {name: spec.repository for name, spec in MODELS.items()},
         in_channels={name: spec.transformer_in_channels for name, spec in MODELS.items()},
-        estimator=WantedEstimator(estimator.repository, estimator.files),
+        estimator=WantedEstimator(estimator.repository, estimator.files, estimator.name),
     )
 
 
 def served_models(settings: Settings, weights: Located) -> tuple[str, ...]:
-    """The engine models that this server has: those on disk, and depth by LoRA on dev where that is set."""
+    """The engine models that this server has: those on disk, and depth by LoRA on dev where there is one."""
     names = list(weights.models)
-    if settings.depth_lora and FLUX_DEV.name in names and FLUX_DEPTH_DEV.name not in names:
+    if depth_lora(settings, weights):
         names.append(FLUX_DEPTH_DEV.name)
     return tuple(names)
+
+
+def depth_lora(settings: Settings, weights: Located) -> Path | None:
+    """The control LoRA that makes a depth model of flux-dev: the one that is set, else one in the weights folder.
+
+    None where flux-dev is not there, or flux-depth-dev is. A GGUF file's layers cannot be widened for it.
+    """
+    dev = weights.models.get(FLUX_DEV.name)
+    if dev is None or FLUX_DEPTH_DEV.name in weights.models:
+        return None
+    return settings.depth_lora or (None if dev.transformer.form == "gguf" else weights.depth_lora)
 
 
 @asynccontextmanager
@@ -210,7 +221,7 @@ def load_message(settings: Settings, weights: Located, spool: Path) -> Load:
         nsfw_detector=_resolved(weights.nsfw_detector),
         upsampler=_resolved(settings.prompt_upsampler),
         loras=_resolved(settings.lora_dir),
-        depth_lora=_resolved(settings.depth_lora),
+        depth_lora=_resolved(depth_lora(settings, weights)),
         depth_lora_scale=settings.depth_lora_scale,
         spool=str(spool.resolve()),
         metadata=settings.metadata,

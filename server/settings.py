@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs an API key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     data_dir: Path = Field(Path("data"), description="Folder of the job database, uploaded and generated pictures.")
-    weights_dir: Path | None = Field(None, description="Folder of model folders in diffusers' layout.")
+    weights_dir: Path | None = Field(None, description="Folder of models: diffusers' folders, single files.")
     demo: bool = Field(False, description="Use the small built-in demo weights instead of real ones.")
     prompt_upsampler: DirectoryPath | None = Field(
         None, description="Folder of a language model for rewriting prompts."
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     lora_dir: DirectoryPath | None = Field(None, description="Folder of LoRA files that requests may name.")
     depth_lora: FilePath | None = Field(
         None,
-        description="File of FLUX.1-Depth-dev-lora: serves depth from flux-dev where FLUX.1-Depth-dev is not there.",
+        description="File of FLUX.1-Depth-dev-lora, which serves depth from flux-dev; by default the pulled one.",
     )
     depth_lora_scale: float = Field(0.85, gt=0, le=2, description="Scale of that LoRA; 0.85 is Black Forest Labs' own.")
     metadata: bool = Field(True, description="Write into each picture how it was made (prompt, seed, settings).")

@@ -53,7 +53,7 @@ def stock_lines(
     yield f"{root} ({gigabytes(free_bytes(root))} free on its disk)"
     rows = [row for row in holdings if row.state != "missing" or row.model.name in wanted]
     yield from map(_holding_line, rows)
-    yield from (f"  imported   {found_line(found)}: not loaded by this version" for found in singles)
+    yield from (f"  imported   {found_line(found)}{_unless_loaded(found)}" for found in singles)
     if hidden := len(holdings) - len(rows):
         yield f"  {hidden} more can be pulled: flux-server weights ls --all"
 
@@ -80,6 +80,10 @@ def _holding_line(holding: Holding) -> str:
     if holding.here_bytes:
         parts.append(f"{gigabytes(holding.here_bytes)} here")
     return f"{head} {', '.join(parts)} ({model.licence.name}{', gated' if model.gated else ''})"
+
+
+def _unless_loaded(found: Found) -> str:
+    return "" if found.loadable else f": not loaded: {found.why_not}"
 
 
 def found_line(found: Found) -> str:

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+SLOW_FILES = {"tokenizer": ("vocab.json", "merges.txt"), "tokenizer_2": ("spiece.model",)}
+"""A tokenizer's vocabulary where it has no tokenizer.json, by its folder's name in a FLUX folder."""
+
 PUBLISHED_IN_CHANNELS = 64
 """What FluxTransformer2DModel reads where its config.json says nothing."""
 
@@ -25,14 +28,36 @@ def flux_problem(folder: Path, in_channels: int | None) -> str | None:
         lambda: _model(folder, "text_encoder_2", "model"),
         lambda: _model(folder, "vae", "diffusion_pytorch_model"),
         lambda: _files(folder, "scheduler/scheduler_config.json"),
-        lambda: _vocabulary(folder, "tokenizer", ("vocab.json", "merges.txt")),
-        lambda: _vocabulary(folder, "tokenizer_2", ("spiece.model",)),
+        lambda: _vocabulary(folder, "tokenizer/", SLOW_FILES["tokenizer"]),
+        lambda: _vocabulary(folder, "tokenizer_2/", SLOW_FILES["tokenizer_2"]),
     )
 
 
 def classifier_problem(folder: Path) -> str | None:
     """A single model in transformers' layout with its image processor: depth estimator, safety checker, detector."""
     return _first(lambda: _model(folder, "", "model"), lambda: _files(folder, "preprocessor_config.json"))
+
+
+def part_problem(folder: Path, part: str) -> str | None:
+    """A component's own folder in a FLUX folder: transformer, text_encoder, text_encoder_2 or vae."""
+    return _model(folder, part, "model" if part.startswith("text_encoder") else "diffusion_pytorch_model")
+
+
+def quantised_transformer_problem(folder: Path, in_channels: int | None) -> str | None:
+    """A FLUX folder of which at least the transformer is there, quantised: those come without the other parts."""
+    config = folder / "transformer" / "config.json"
+    try:
+        quantised = bool(_json(config).get("quantization_config"))
+    except (OSError, ValueError):
+        quantised = False
+    if not quantised:
+        return "transformer/config.json says of no quantisation"
+    return _first(lambda: part_problem(folder, "transformer"), lambda: _channels(config, in_channels))
+
+
+def vocabulary_problem(folder: Path, part: str) -> str | None:
+    """A tokenizer's folder; part: tokenizer (CLIP's) or tokenizer_2 (T5's)."""
+    return _vocabulary(folder, "", SLOW_FILES[part])
 
 
 def _first(*checks: Callable[[], str | None]) -> str | None:
@@ -71,7 +96,7 @@ def _shards(folder: Path, prefix: str, index: str) -> str | None:
 
 
 def _pickle(folder: Path) -> str | None:
-    return next((path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))), None)
+    return next((path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLE_SUFFIXES), None)
 
 
 def _channels(config: Path, expected: int | None) -> str | None:
@@ -86,14 +111,14 @@ def _channels(config: Path, expected: int | None) -> str | None:
     return f"transformer/config.json says in_channels {found}, not {expected}: these are another model's weights"
 
 
-def _vocabulary(folder: Path, part: str, slow_files: tuple[str, ...]) -> str | None:
+def _vocabulary(folder: Path, prefix: str, slow_files: tuple[str, ...]) -> str | None:
     """A tokenizer: its settings, and its vocabulary as tokenizer.json or in the older files."""
-    if problem := _files(folder, f"{part}/tokenizer_config.json"):
+    if problem := _files(folder, f"{prefix}tokenizer_config.json"):
         return problem
-    fast = f"{part}/tokenizer.json"
+    fast = f"{prefix}tokenizer.json"
     if (folder / fast).is_file():
         return None
-    problem = _files(folder, *(f"{part}/{name}" for name in slow_files))
+    problem = _files(folder, *(f"{prefix}{name}" for name in slow_files))
     return f"{problem}, and so is {fast}" if problem else None
 
 

@@ -1,8 +1,9 @@
-"""Finds model folders under a weights directory, and says exactly what is wrong with those that cannot be used.
+"""Finds models under a weights directory, and says exactly what is wrong with those that cannot be used.
 
 Three ways of lying there are known: `<root>/FLUX.1-dev`, `<root>/black-forest-labs/FLUX.1-dev`, and the hub client's
 download cache, `<root>/models--black-forest-labs--FLUX.1-dev/snapshots/<revision>`, with or without `hub/` before it.
-The first complete folder counts. Nothing is loaded and nothing is downloaded here.
+The first complete folder counts. Where there is none, a model is put together from single files (`single_files`), with
+parts that other models' folders have. Nothing is loaded and nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .completeness import classifier_problem, flux_problem
-from .sources import ModelSources
+from .completeness import classifier_problem, flux_problem, quantised_transformer_problem
+from .single_files import Found, assemble, single_files
+from .sources import ModelSources, Source
 
 DEPTH_ESTIMATOR = "LiheYoung/depth-anything-large-hf"
 SAFETY_CONCEPTS = "CompVis/stable-diffusion-safety-checker"
 NSFW_DETECTOR = "Falconsai/nsfw_image_detection"
+DEPTH_LORA = "black-forest-labs/FLUX.1-Depth-dev-lora"
+DEPTH_LORA_FILE = "flux1-depth-dev-lora.safetensors"
+TEXT_ENCODERS = "comfyanonymous/flux_text_encoders"
+TOKENIZERS = {"t5_tokenizer": "google/t5-v1_1-xxl", "clip_tokenizer": "openai/clip-vit-large-patch14"}
+"""Where Black Forest Labs' own code takes its tokenizers from (black-forest-labs/flux, `util.py`)."""
 
 CONTROL_IN_CHANNELS = 128
 """A transformer that reads this many channels is steered by a control image, so its model needs a depth estimator."""
@@ -26,10 +33,11 @@ CONTROL_IN_CHANNELS = 128
 @dataclass(frozen=True, slots=True)
 class WantedEstimator:
     """Which depth estimator to look for. files: checkpoints that must lie in its repository's folder; without any, the
-    folder must be in transformers' layout."""
+    folder must be in transformers' layout. name: what `weights pull` calls it, where that is not the repository."""
 
     repository: str = DEPTH_ESTIMATOR
     files: tuple[str, ...] = ()
+    name: str = ""
 
     def problem(self, folder: Path) -> str | None:
         """The first thing that `folder` lacks, or None."""
@@ -49,6 +57,7 @@ class Located:
     models: where each usable model's components lie, by model name.
     depth_estimator: folder of the wanted one. safety_concepts, nsfw_detector: folders in transformers' layout. None
         where absent or incomplete.
+    depth_lora: the control LoRA's file, which makes a depth model of flux-dev.
     problems: one sentence for each thing that was asked for or begun and cannot be used.
     """
 
@@ -58,6 +67,7 @@ class Located:
     safety_concepts: Path | None
     nsfw_detector: Path | None
     problems: tuple[str, ...]
+    depth_lora: Path | None = None
 
     def sources(self, name: str) -> ModelSources:
         """Those of model `name`. Raises WeightsMissing, with that model's problems, where it is not usable."""
@@ -80,16 +90,7 @@ def locate(
     A control model is listed, with a problem, also where the depth estimator is not: it still takes ready depth maps.
     Where nothing is found, the result is empty and its problems say why. Raises OSError where `root` cannot be read.
     """
-    models: dict[str, ModelSources] = {}
-    problems: list[str] = []
-    for name, repository in repositories.items():
-        channels = (in_channels or {}).get(name)
-        folder, wrong = find_folder(root, repository, (), partial(flux_problem, in_channels=channels))
-        if folder:
-            models[name] = ModelSources.in_folder(folder)
-        elif not wrong:
-            wrong = [f"not found. {_absent(root, repository)}"]
-        problems += [f"{name}: {text}" for text in wrong]
+    models, problems = _find_models(root, repositories, in_channels or {})
     depth_estimator, wrong_depth = find_folder(root, estimator.repository, (), estimator.problem)
     safety_concepts, wrong_concepts = find_folder(root, SAFETY_CONCEPTS, ("safety-concepts",), classifier_problem)
     nsfw_detector, wrong_detector = find_folder(root, NSFW_DETECTOR, ("nsfw-image-detection",), classifier_problem)
@@ -99,7 +100,7 @@ def locate(
         control_models = (name for name in models if (in_channels or {}).get(name) == CONTROL_IN_CHANNELS)
         problems += [
             f"{name}: takes ready depth maps only, without the depth estimator. "
-            f"{_absent(root, estimator.repository, estimator.files)}"
+            f"{_absent(root, estimator.repository, estimator.name or estimator.repository)}"
             for name in control_models
         ]
     return Located(
@@ -109,7 +110,52 @@ def locate(
         safety_concepts=safety_concepts,
         nsfw_detector=nsfw_detector,
         problems=tuple(problems),
+        depth_lora=_depth_lora(root),
     )
+
+
+def _find_models(
+    root: Path, repositories: Mapping[str, str], in_channels: Mapping[str, int]
+) -> tuple[dict[str, ModelSources], list[str]]:
+    """Sources by model name, and a sentence for each thing that is missing."""
+    places = [folder for repository in repositories.values() for folder in candidates(root, repository, ())]
+    files = single_files(root, [*places, *candidates(root, TEXT_ENCODERS, ())])
+    models: dict[str, ModelSources] = {}
+    problems: list[str] = []
+    for name, repository in repositories.items():
+        folder, wrong = find_folder(root, repository, (), partial(flux_problem, in_channels=in_channels.get(name)))
+        if folder:
+            models[name] = ModelSources.in_folder(folder)
+            continue
+        sources, missing = _put_together(root, name, repository, in_channels.get(name), files, places)
+        if sources:
+            models[name] = sources
+        problems += [f"{name}: {text}" for text in ([] if sources else missing or wrong or [_nowhere(root, name)])]
+    if len(models) < len(repositories):
+        problems += [f"single file {found.path} is not used: {found.why_not}" for found in files if _concerns(found)]
+    return models, problems
+
+
+def _concerns(found: Found) -> bool:
+    """Whether somebody who misses a model would want to know why this file does not help."""
+    return not found.loadable and (found.form == "damaged file" or found.component not in ("lora", "other"))
+
+
+def _put_together(
+    root: Path, name: str, repository: str, channels: int | None, files: list[Found], places: list[Path]
+) -> tuple[ModelSources | None, list[str]]:
+    quantised = [
+        Source(folder / "transformer")
+        for folder in candidates(root, repository, ())
+        if quantised_transformer_problem(folder, channels) is None
+    ]
+    tokenizers = {kind: list(candidates(root, source, ())) for kind, source in TOKENIZERS.items()}
+    return assemble(name, quantised, files, places, tokenizers)
+
+
+def _depth_lora(root: Path) -> Path | None:
+    places = (folder / DEPTH_LORA_FILE for folder in candidates(root, DEPTH_LORA, ()))
+    return next((place for place in places if place.is_file()), None)
 
 
 def find_folder(
@@ -144,11 +190,14 @@ def _snapshots(cache: Path) -> list[Path]:
     return sorted(revisions, key=lambda folder: (folder.name == main, folder.stat().st_mtime), reverse=True)
 
 
-def _absent(root: Path, repository: str, files: tuple[str, ...] = ()) -> str:
+def _nowhere(root: Path, name: str) -> str:
+    return f"not found. Looked for its folder and for single files under {root}. Run: flux-server weights pull {name}"
+
+
+def _absent(root: Path, repository: str, name_to_pull: str) -> str:
     name = repository.rpartition("/")[2]
     cached = "models--" + repository.replace("/", "--")
     return (
         f"Looked for {name}, {repository}, {cached} and hub/{cached} under {root}. "
-        f"Accept the licence on the model's page where it asks for that, then run: "
-        f"hf download {' '.join((repository, *files))} --local-dir {root / name}"
+        f"Run: flux-server weights pull {name_to_pull}"
     )

@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 
 from .catalogue import Model
+from .completeness import PICKLE_SUFFIXES
 from .errors import NotPullable, WrongContent
 from .fingerprint import Fingerprint
 from .hub import Listing, RemoteFile
-
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _FOLDERS = "scheduler|text_encoder|text_encoder_2|tokenizer|tokenizer_2|transformer|vae"
 _WEIGHTS = r"(?:diffusion_pytorch_model|model)(?:-\d{5}-of-\d{5})?\.safetensors"

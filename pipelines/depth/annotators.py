@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
+from weights.fingerprint import Fingerprint
+
 from ..depth_catalogue import EstimatorSpec
 from .disparity import stretch_photo
 
@@ -58,19 +60,45 @@ class AnnotatorDisparity:
 def load_annotator(spec: EstimatorSpec, folder: Path, device: torch.device) -> AnnotatorDisparity:
     """The detector of `spec` from its checkpoint file in `folder`, in float32 on `device`.
 
-    Raises FileNotFoundError that names a missing file and ValueError for one that is damaged, holds anything but
-    weights, or belongs to another model. Nothing of a checkpoint is executed and nothing is downloaded.
+    Raises FileNotFoundError that names a missing file and ValueError for one that is not the published one, damaged,
+    holds anything but weights, or belongs to another model. Nothing of a checkpoint is executed, nor downloaded.
     """
-    (file,) = spec.files
-    path = folder / file
+    (checkpoint,) = spec.checkpoints
+    path = folder / checkpoint.file
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: hf download {spec.repository} {file} --local-dir {folder}")
+        raise FileNotFoundError(
+            f"{path} is missing: hf download {spec.repository} {checkpoint.file} --local-dir {folder}"
+        )
+    check_content(path, checkpoint.sha256)
     detector_type, build, unwrap = _DETECTORS[spec.name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = _fill(build, _read(path, unwrap), path)
     detector: Any = detector_type(model.to(device))
     return AnnotatorDisparity(detector)
+
+
+def check_content(path: Path, sha256: str | None) -> None:
+    """Raises ValueError unless the pickle at `path` has the content that is vouched for. It is read, never opened.
+
+    sha256: in hex, of the published file. Where None is known, a file beside it, `<name>.sha256` in the form that
+    sha256sum writes, says which content its owner trusts.
+    """
+    beside = path.with_name(path.name + ".sha256")
+    wanted = sha256 or _first_word(beside)
+    if not wanted:
+        raise ValueError(
+            f"{path} is a pickle whose published content is not known here; "
+            f"if you trust it, vouch for it: (cd {path.parent} && sha256sum {path.name} > {beside.name})"
+        )
+    if not Fingerprint(sha256=wanted).matches(path):
+        whose = "the published file" if sha256 else f"the file that {beside.name} vouches for"
+        raise ValueError(f"{path} is not {whose}, whose sha256 is {wanted}; pickles of other content are not opened")
+
+
+def _first_word(path: Path) -> str:
+    words = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    return words[0] if words else ""
 
 
 def _read(path: Path, unwrap: Callable[[Any], State]) -> State:

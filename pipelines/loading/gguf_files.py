@@ -32,7 +32,8 @@ def load_gguf(
     """A FluxTransformer2DModel that computes in `dtype`. The file is read into memory. Raises UnusableWeights."""
     if odd := {tensor.dtype for tensor in header.values()} - TYPES:
         raise UnusableWeights(f"{source.path} has tensors of type {listed(odd)}, which diffusers does not compute with")
-    tensors = load_gguf_checkpoint(str(source.path))
+    read = load_gguf_checkpoint(str(source.path))
+    tensors = {name.removeprefix(source.prefix): value for name, value in read.items()}
     model = convert(
         FluxTransformer2DModel,
         source,

@@ -36,6 +36,8 @@ def depth_from_lora(transformer: Any, file: Path, scale: float = PUBLISHED_SCALE
     """
     if not math.isfinite(scale):
         raise ValueError(f"the scale of a control LoRA must be a number, not {scale}")
+    if getattr(transformer, "hf_quantizer", None) is not None:
+        raise UnusableLora(f"lora {file.stem} makes no depth model of a quantised flux-dev (GGUF, nf4)")
     if not isinstance(transformer.x_embedder, nn.Linear):
         raise TypeError("make the depth transformer before a LoraShelf on the same transformer")
     channels = 2 * int(transformer.config.in_channels)

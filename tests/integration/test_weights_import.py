@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from weights.catalogue import Catalogue, read_catalogue
 from weights.headers import Broken, read_gguf
-from weights.importing import Found, Linked, linked_single_files, recognise, take_in
+from weights.importing import Found, Linked, folders, linked_single_files, recognise, take_in
 from weights.locate import locate
 from weights.receipt import read_receipt
 from weights.sources import ModelSources
@@ -23,13 +24,20 @@ T5 = "text_encoder_2/model.safetensors"
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 BLOCK = "double_blocks.0.img_attn.qkv.weight"
-BFL: Shapes = {BLOCK: ("BF16", (6, 2)), "double_blocks.0.img_attn.proj.bias": ("F32", (2,))}
+BFL: Shapes = {
+    BLOCK: ("BF16", (6, 2)),
+    **{f"double_blocks.{index}.img_attn.proj.bias": ("F32", (2,)) for index in range(19)},
+    **{f"single_blocks.{index}.linear1.bias": ("F32", (2,)) for index in range(38)},
+}
 GUIDANCE: Shapes = {"guidance_in.in_layer.weight": ("BF16", (2, 2))}
 VAE: Shapes = {"encoder.down.0.block.0.conv1.weight": ("F32", (2,)), "decoder.conv_in.weight": ("F32", (2, 16, 1, 1))}
 
+T5_NAMES: Shapes = {"encoder.block.0.layer.0.SelfAttention.q.weight": ("F16", (2, 4096))}
+CLIP_NAMES: Shapes = {"text_model.encoder.layers.0.self_attn.q_proj.weight": ("F16", (2, 768))}
+
 
 def image_input(channels: int, dtype: str = "BF16") -> Shapes:
-    return {"img_in.weight": (dtype, (2, channels))}
+    return {"img_in.weight": (dtype, (3072, channels))}
 
 
 def prefixed(tensors: Shapes, prefix: str = "model.diffusion_model.") -> Shapes:
@@ -49,7 +57,10 @@ SINGLE_FILES: dict[str, tuple[Shapes, str, str | None, str]] = {
     "bfl-fill": (BFL | GUIDANCE | image_input(384), "FLUX.1 Fill [dev] transformer", None, "bf16"),
     "comfyui-fp8": (prefixed(with_dtype(DEV, "F8_E4M3")), "FLUX.1 [dev] transformer", "flux-dev", "fp8 (e4m3)"),
     "comfyui-all-in-one": (
-        prefixed(DEV) | prefixed(VAE, "vae.") | {"text_encoders.clip_l.x": ("F16", (1,))},
+        prefixed(DEV)
+        | prefixed(VAE, "vae.")
+        | prefixed(T5_NAMES, "text_encoders.t5xxl.transformer.")
+        | prefixed(CLIP_NAMES, "text_encoders.clip_l.transformer."),
         "FLUX.1 [dev] transformer with text encoders and VAE in one file",
         "flux-dev",
         "bf16",
@@ -69,7 +80,9 @@ SINGLE_FILES: dict[str, tuple[Shapes, str, str | None, str]] = {
     "diffusers-file": (
         {
             "transformer_blocks.0.attn.to_q.weight": ("BF16", (2, 2)),
-            "x_embedder.weight": ("BF16", (2, 64)),
+            "x_embedder.weight": ("BF16", (3072, 64)),
+            **{f"transformer_blocks.{index}.ff.net.2.bias": ("BF16", (2,)) for index in range(19)},
+            **{f"single_transformer_blocks.{index}.proj_out.bias": ("BF16", (2,)) for index in range(38)},
             "time_text_embed.guidance_embedder.linear_1.weight": ("BF16", (2, 2)),
         },
         "FLUX.1 [dev] transformer",
@@ -91,6 +104,29 @@ SINGLE_FILES: dict[str, tuple[Shapes, str, str | None, str]] = {
         "fp16",
     ),
 }  # fmt: skip
+
+
+WHY_NOT = {
+    "bfl-schnell": "not one of the models",
+    "bfl-fill": "not one of the models",
+    "vae-of-another": "not one of the models",
+    "nf4": "bitsandbytes' nf4 in one file is not loaded",
+    "nunchaku": "Nunchaku's SVDQuant in one file is not loaded",
+}
+"""All others can be loaded."""
+
+PARTS: dict[str, dict[str, str]] = {
+    "comfyui-fp8": {"transformer": "model.diffusion_model."},
+    "comfyui-all-in-one": {
+        "transformer": "model.diffusion_model.",
+        "t5": "text_encoders.t5xxl.transformer.",
+        "clip": "text_encoders.clip_l.transformer.",
+        "vae": "vae.",
+    },
+    "ae": {"vae": ""},
+    "t5xxl": {"t5": ""},
+    "clip_l": {"clip": ""},
+}
 
 
 @pytest.fixture
@@ -124,8 +160,10 @@ def test_a_single_file_is_told_by_its_tensors_and_linked(
     path.write_bytes(samples.safetensors(tensors))
     found = only(path, known)
     assert (found.what, found.model, found.precision) == (what, model, precision)
-    assert not found.loadable
-    assert "diffusers' layout only" in found.why_not
+    assert found.loadable == (name not in WHY_NOT)
+    assert WHY_NOT.get(name, "") in found.why_not
+    assert bool(found.why_not) != found.loadable
+    assert found.parts == PARTS.get(name, {"transformer": ""} if found.loadable else {})
     linked = take_in(root, known, found)
     assert linked.target == root / "imported" / found.component / path.name
     assert linked.target.is_symlink()
@@ -162,7 +200,8 @@ def gguf(tensors: dict[str, tuple[int, tuple[int, ...]]], data: int | None = Non
 def gguf_dev(channels: int = 64) -> dict[str, tuple[int, tuple[int, ...]]]:
     return {
         BLOCK: (8, (64, 32)),
-        "img_in.weight": (30, (2, channels)),
+        **{name: (0, (2,)) for name in BFL if name != BLOCK},
+        "img_in.weight": (30, (3072, channels)),
         "guidance_in.in_layer.weight": (0, (2, 2)),
     }
 
@@ -174,8 +213,8 @@ def test_gguf_files_are_told_by_their_tensors(
     path = theirs / "flux-Q8_0.gguf"
     path.write_bytes(gguf(gguf_dev(channels)))
     found = only(path, known)
-    assert (found.form, found.model, found.precision, found.component) == ("GGUF file", model, "Q8_0", "transformer")
-    assert not found.loadable
+    assert (found.form, found.model, found.component) == ("GGUF file", model, "transformer")
+    assert (found.loadable, found.parts) == (True, {"transformer": ""})
     assert take_in(root, known, found).target == root / "imported/transformer/flux-Q8_0.gguf"
     assert read_gguf(path).metadata["general.architecture"] == "flux"
 
@@ -256,16 +295,58 @@ def test_a_folder_that_lacks_something_is_linked_and_says_what(
     assert not read_receipt(root / "FLUX.1-dev").complete
 
 
-def test_a_quantised_folder_is_recognised_and_not_linked(
-    theirs: Path, root: Path, known: Catalogue, samples: Any
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_folder_that_bitsandbytes_quantised_is_linked(
+    installed: bool, theirs: Path, root: Path, known: Catalogue, samples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(folders, "find_spec", lambda name: object() if installed else None)
     files = samples.flux_files(in_channels=128)
     config = {"in_channels": 128, "guidance_embeds": True}
     quantisation = {"quant_method": "bitsandbytes", "_load_in_4bit": True}
     files["transformer/config.json"] = json.dumps({**config, "quantization_config": quantisation}).encode()
     found = only(samples.write(theirs / "FLUX.1-Depth-dev-nf4", files), known)
-    assert (found.model, found.precision, found.loadable) == ("flux-depth-dev", "bitsandbytes 4 bit", False)
-    assert take_in(root, known, found) == Linked(found, note="this version loads no quantised folders")
+    assert (found.model, found.precision, found.loadable) == ("flux-depth-dev", "bitsandbytes 4 bit", installed)
+    assert found.why_not == ("" if installed else "it needs bitsandbytes: pip install 'flux-local-server[nf4]'")
+    assert take_in(root, known, found).target == root / "FLUX.1-Depth-dev"
+
+
+def test_a_folder_of_another_quantisation_is_recognised_and_not_linked(
+    theirs: Path, root: Path, known: Catalogue, samples: Any
+) -> None:
+    files = samples.flux_files(in_channels=128)
+    config = {"in_channels": 128, "guidance_embeds": True, "quantization_config": {"quant_method": "nunchaku_lite"}}
+    files["transformer/config.json"] = json.dumps(config).encode()
+    found = only(samples.write(theirs / "FLUX.1-Depth-dev-svdq", files), known)
+    assert not found.loadable
+    assert take_in(root, known, found) == Linked(found, note="this version loads no folders quantised by nunchaku_lite")
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ({"img_in.weight": ("BF16", (2560, 64))}, r"img_in.weight has shape \(2560, 64\), not 3072"),
+    ({"double_blocks.19.img_mod.lin.bias": ("BF16", (2,))}, "20 double_blocks, not 19"),
+    ({"single_blocks.0.linear1.weight": ("I8", (3072, 3072))}, "I8 in one file is not loaded"),
+])  # fmt: skip
+def test_what_only_resembles_a_model_cannot_be_loaded(
+    change: Shapes, why: str, theirs: Path, known: Catalogue, samples: Any
+) -> None:
+    (theirs / "x.safetensors").write_bytes(samples.safetensors(DEV | change))
+    found = only(theirs / "x.safetensors", known)
+    assert (found.loadable, found.parts) == (False, {})
+    assert re.search(why, found.why_not)
+
+
+def test_scaled_fp8_is_told_as_such(theirs: Path, known: Catalogue, samples: Any) -> None:
+    scaled = with_dtype(DEV, "F8_E4M3") | {BLOCK.replace("weight", "scale_weight"): ("F32", (1,))}
+    (theirs / "x.safetensors").write_bytes(samples.safetensors(scaled))
+    found = only(theirs / "x.safetensors", known)
+    assert (found.precision, found.loadable) == ("fp8 (e4m3) with scales", True)
+
+
+def test_t5_in_gguf_is_not_loaded(theirs: Path, known: Catalogue) -> None:
+    (theirs / "t5.gguf").write_bytes(gguf({"enc.blk.0.attn_q.weight": (8, (4096, 32))}))
+    found = only(theirs / "t5.gguf", known)
+    assert (found.what, found.loadable) == ("T5-XXL text encoder", False)
+    assert "t5xxl_fp16" in found.why_not
 
 
 @pytest.mark.parametrize("name", ["FLUX.1-Canny-dev", "FLUX.1-schnell", "FLUX.1-Krea-dev"])
@@ -390,14 +471,14 @@ def test_the_command_tells_each_and_whether_it_can_be_loaded(
     assert f"{theirs / 'any name'}: dev (diffusers folder, as saved)\n  linked in weights/FLUX.1-dev" in done.stdout
     assert "FLUX.1 [dev] transformer (single file, fp8 (e4m3))" in done.stdout
     assert "this version can load it\n" in done.stdout
-    assert "this version cannot load it: this version loads folders in diffusers' layout only" in done.stdout
+    assert done.stdout.count("this version can load it\n") == 2
     listed = weights_command("ls", "--catalogue", table)
     assert "here       flux-dev" in listed.stdout
     assert "imported   weights/imported/transformer/flux1-dev-fp8.safetensors" in listed.stdout
     rows = json.loads(weights_command("import", theirs, "--json", "--catalogue", table).stdout)["imported"]
     assert [(row["model"], row["loadable"], row["target"]) for row in rows] == [
         ("flux-dev", True, "weights/FLUX.1-dev"),
-        ("flux-dev", False, "weights/imported/transformer/flux1-dev-fp8.safetensors"),
+        ("flux-dev", True, "weights/imported/transformer/flux1-dev-fp8.safetensors"),
     ]
     assert weights_command("import", theirs / "absent", "--catalogue", table).returncode == 1
     (theirs / "x").mkdir()

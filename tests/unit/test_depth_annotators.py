@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import torch
 from PIL import Image
 from skimage import data
 
-from pipelines.depth import DepthEstimator, load_estimator
+from pipelines.depth import DepthEstimator, annotators, load_estimator
 from pipelines.depth.annotators import _DETECTORS, AnnotatorDisparity
 from pipelines.depth_catalogue import ESTIMATORS
 
 CPU = torch.device("cpu")
 NAMES = ("midas", "zoe", "leres")
+CHECK_CONTENT = annotators.check_content
 
 WRAPPED: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
     "midas": lambda state: state,
@@ -64,6 +66,14 @@ def make_it_answer(name: str, state: dict[str, torch.Tensor]) -> None:
         state["conditional_log_binomial.log_binomial_transform.K_minus_1"] = torch.tensor([bins - 1.0]).view(
             1, -1, 1, 1
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _made_up_files_are_let_in() -> Iterator[None]:
+    """All but the tests of that check use checkpoints made here, whose content nobody published."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annotators, "check_content", lambda path, sha256: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +257,36 @@ def test_another_model_s_file_is_refused_rather_than_run_half_random(tmp_path: P
     with pytest.raises(ValueError, match=says) as refused:
         load_estimator("leres", tmp_path, CPU)
     assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pickle_of_unknown_content_is_never_opened(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("the pickle was opened")
+
+    monkeypatch.setattr(annotators, "check_content", CHECK_CONTENT)
+    monkeypatch.setattr(torch, "load", opened)
+    path = tmp_path / ESTIMATORS[name].files[0]
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"is not the published file|sha256sum") as refused:
+        load_estimator(name, tmp_path, CPU)
+    assert str(path) in str(refused.value)
+
+
+def test_an_owner_can_vouch_for_a_file_that_nobody_else_does(tmp_path: Path) -> None:
+    path = tmp_path / "ZoeD_M12_N.pt"
+    path.write_bytes(b"weights")
+    beside = tmp_path / "ZoeD_M12_N.pt.sha256"
+    beside.write_text(f"{hashlib.sha256(b'weights').hexdigest()}  ZoeD_M12_N.pt\n")
+    CHECK_CONTENT(path, None)
+    CHECK_CONTENT(path, hashlib.sha256(b"weights").hexdigest())
+    path.write_bytes(b"others!")
+    for sha256 in (None, hashlib.sha256(b"weights").hexdigest()):
+        with pytest.raises(ValueError, match="pickles of other content are not opened"):
+            CHECK_CONTENT(path, sha256)
+    path.write_bytes(b"weights")
+    beside.write_text("")
+    with pytest.raises(ValueError, match="vouch for it"):
+        CHECK_CONTENT(path, None)

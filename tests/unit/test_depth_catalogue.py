@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from pipelines import depth_catalogue as catalogue
 from pipelines.depth_catalogue import DEFAULT_ESTIMATOR, ESTIMATORS, UnknownEstimator
-from server.app import _load_message, create_app, find_weights
+from server.app import create_app, find_weights, load_message
 from server.settings import Settings
 from weights.locate import WantedEstimator, locate
 from weights.sources import ModelSources
@@ -158,18 +158,18 @@ def test_a_control_model_without_its_estimator_says_which_file_to_fetch(tmp_path
         *(f"tokenizer{two}/{name}" for two in ("", "_2") for name in ("tokenizer_config.json", "tokenizer.json")),
     )
     (model / "transformer/config.json").write_text('{"in_channels": 128}')
-    wanted = WantedEstimator("lllyasviel/Annotators", ("res101.pth",))
+    wanted = WantedEstimator("lllyasviel/Annotators", ("res101.pth",), "leres")
     found = locate(tmp_path, {"depth": "x/m"}, {"depth": 128}, estimator=wanted)
     assert found.models == {"depth": ModelSources.in_folder(model)}
     (problem,) = found.problems
     assert problem.startswith("depth: takes ready depth maps only")
-    assert f"hf download lllyasviel/Annotators res101.pth --local-dir {tmp_path / 'Annotators'}" in problem
+    assert problem.endswith("Run: flux-server weights pull leres")
 
 
 def test_the_worker_is_told_name_mode_and_folder(tmp_path: Path) -> None:
     folder = files(tmp_path / "dpt-large", *HELPER_FILES)
     chosen = settings(tmp_path, depth_estimator="dpt-large", depth_map_mode="minmax")
-    load = _load_message(chosen, find_weights(chosen), tmp_path)
+    load = load_message(chosen, find_weights(chosen), tmp_path)
     assert load.depth_estimator == str(folder.resolve())
     assert (load.depth_estimator_name, load.depth_map_mode) == ("dpt-large", "minmax")
 

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.loading import UnusableWeights, architecture, load_clip, load_t5, load_transformer, load_vae
+from pipelines.lora.depth import depth_from_lora
+from pipelines.lora.files import UnusableLora
 from weights.full_size import COMPONENTS, build_on_meta
 from weights.sources import Source
 
@@ -304,6 +306,12 @@ def test_a_gguf_file_computes_with_its_rounded_values(kind: str, demo_transforme
         torch.testing.assert_close(model(**inputs).sample, plain(**inputs).sample, atol=1e-4, rtol=1e-3)
     assert model.dtype == torch.float32 or kind == "Q8_0"
     model.to(CPU)
+
+
+def test_a_gguf_file_makes_no_depth_model(demo_transformer: Path, tmp_path: Path) -> None:
+    model = load("transformer", write_gguf(tmp_path / "x.gguf", stored(demo_transformer), "Q8_0"), demo_transformer)
+    with pytest.raises(UnusableLora, match="quantised flux-dev"):
+        depth_from_lora(model, tmp_path / "lora.safetensors")
 
 
 def test_a_gguf_file_of_another_kind_is_refused(demo_transformer: Path, tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..catalogue import Catalogue, Model
-from .found import Found
+from ..single_files import Found
 
 OTHER_KINDS = ("canny", "fill", "schnell", "redux", "kontext", "krea", "onnx")
 """Relatives of the two models whose configuration may be the same: known only by their names."""
+
+BITSANDBYTES = "bitsandbytes"
+INSTALL_BITSANDBYTES = "pip install 'flux-local-server[nf4]'"
 
 ARCHITECTURES = {"StableDiffusionSafetyChecker": "safety-concepts"}
 
@@ -36,8 +40,8 @@ def _flux(folder: Path, catalogue: Catalogue, name: str) -> Found:
         component="pipeline",
         model=model.name if model else None,
         precision=quantised or "as saved",
-        loadable=model is not None and not quantised and model.problem(folder) is None,
-        why_not=_why_not(folder, model, quantised),
+        loadable=not (why_not := _why_not(folder, model, quantised)),
+        why_not=why_not,
     )
 
 
@@ -65,8 +69,10 @@ def _quantised(folder: Path) -> str:
 def _why_not(folder: Path, model: Model | None, quantised: str) -> str:
     if model is None:
         return "it is not one of the models that this server runs"
-    if quantised:
-        return "this version loads no quantised folders"
+    if quantised and not quantised.startswith(BITSANDBYTES):
+        return f"this version loads no folders quantised by {quantised}"
+    if quantised and find_spec(BITSANDBYTES) is None:
+        return f"it needs bitsandbytes: {INSTALL_BITSANDBYTES}"
     if problem := model.problem(folder):
         return f"{problem}; `pull {model.name}` fetches what is missing"
     return ""

@@ -10,12 +10,9 @@ from ..catalogue import Catalogue, Model
 from ..receipt import Entry, Receipt, expected, read_receipt, write_receipt
 from ..selection import belongs
 from ..sharing import link
+from ..single_files import IMPORTED_FOLDER, Found
 from ..stock import find_complete
-from .found import Found
-from .single_files import SUFFIXES, recognise_file
-
-IMPORTED_FOLDER = "imported"
-"""In the weights folder: links to single files that no version so far loads from a model's folder."""
+from .folders import BITSANDBYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +35,13 @@ def take_in(root: Path, catalogue: Catalogue, found: Found) -> Linked:
         return Linked(found, note="it is in the weights folder already")
     if found.path.is_dir():
         return _take_folder(root, catalogue, found)
-    if found.loadable and found.model:
+    if found.loadable and found.component == "lora" and found.model:
         return _take_only_file(root, catalogue.models[found.model], found)
     return _take_file(root, found)
 
 
-def linked_single_files(root: Path) -> list[Found]:
-    """What lies under `root`/imported, recognised again. Raises OSError."""
-    files = sorted((root / IMPORTED_FOLDER).rglob("*"))
-    return [_recognise(path) for path in files if path.suffix in SUFFIXES]
-
-
-def _recognise(path: Path) -> Found:
-    if path.is_file():
-        return recognise_file(path)
-    why = f"its link leads nowhere: {path.readlink()}" if path.is_symlink() else "it is no file"
-    return Found(path=path, form="file", what="unknown", component="other", why_not=why)
-
-
 def _take_folder(root: Path, catalogue: Catalogue, found: Found) -> Linked:
-    if found.model is None or found.precision not in ("as saved", ""):
+    if found.model is None or not (found.precision in ("as saved", "") or found.precision.startswith(BITSANDBYTES)):
         return Linked(found, note=found.why_not)
     model = catalogue.models[found.model]
     if there := find_complete(root, model):

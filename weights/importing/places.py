@@ -7,9 +7,8 @@ from pathlib import Path
 
 from ..catalogue import Catalogue
 from ..locate import candidates
+from ..single_files import SUFFIXES, Found, recognise_file
 from .folders import recognise_folder
-from .found import Found
-from .single_files import SUFFIXES, recognise_file
 
 COMFYUI_FOLDERS = ("checkpoints", "diffusion_models", "unet", "vae", "clip", "text_encoders", "loras")
 

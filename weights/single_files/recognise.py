@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..completeness import PICKLE_SUFFIXES
 from ..headers import READERS, Broken, Tensor, WeightsFile
-from ..selection import PICKLE_SUFFIXES
-from .found import Component, Found
+from .found import Component, Found, Part
+from .loadable import parts_in, quantisation_problem, shape_problem
 
 Tensors = Mapping[str, Tensor]
 
-FOLDERS_ONLY = "this version loads folders in diffusers' layout only; `pull` fetches one"
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8 (e4m3)", "F8_E5M2": "fp8 (e5m2)", "I8": "int8"}
 SUFFIXES = (*READERS, *PICKLE_SUFFIXES)
@@ -40,7 +40,8 @@ def _describe(path: Path, file: WeightsFile) -> Found:
     for kind in (_everything, _lora, _transformer, _vae, _t5, _clip):
         if told := kind(tensors, file.tensors):
             what, component, model = told
-            loadable = (component, model) == ("lora", "flux-depth-lora") and file.format == "safetensors"
+            parts = {} if component == "lora" else parts_in(file)
+            why_not = _why_not(file, component, model, parts)
             return Found(
                 path=path,
                 form="GGUF file" if file.format == "gguf" else "single file",
@@ -48,8 +49,9 @@ def _describe(path: Path, file: WeightsFile) -> Found:
                 component=component,
                 model=model,
                 precision=_precision(file),
-                loadable=loadable,
-                why_not="" if loadable else _why_not(component),
+                loadable=not why_not,
+                why_not=why_not,
+                parts={} if why_not else parts,
             )
     why = "its tensors are not those of a FLUX.1 component"
     return Found(path=path, form="file", what="unknown", component="other", precision=_precision(file), why_not=why)
@@ -139,10 +141,15 @@ def _precision(file: WeightsFile) -> str:
     if any(name.endswith(".wscales") for name in file.tensors):
         return "int4 or fp4 (SVDQuant)"
     dtype = file.main_dtype()
-    return NAMES.get(dtype, dtype)
+    scaled = any(name.endswith((".scale_weight", ".weight_scale")) for name in file.tensors)
+    return NAMES.get(dtype, dtype) + (" with scales" if scaled else "")
 
 
-def _why_not(component: Component) -> str:
+def _why_not(file: WeightsFile, component: Component, model: str | None, parts: Mapping[Part, str]) -> str:
     if component == "lora":
+        if model == "flux-depth-lora" and file.format == "safetensors":
+            return ""
         return "LoRAs are no weights of their own: name their folder with FLUX_LORA_DIR"
-    return FOLDERS_ONLY
+    if problem := quantisation_problem(file):
+        return problem
+    return shape_problem(file, parts) if model else "it is not one of the models that this server runs"
