@@ -46,10 +46,9 @@ bench: venv
 bench-gpu: venv
 	$(BIN)/python -m benchmarks.suite gpu
 
-# How long a worker takes until it can draw. LOAD_ARGS='--weights random --folder DIR' takes full-size weights, on a card.
+# How long a worker takes until it can draw, by phases. LOAD_ARGS='--weights random' takes full-size weights, on a card.
 load: venv
-	@mkdir -p benchmarks/results
-	$(BIN)/python -m benchmarks.load $(LOAD_ARGS) --output benchmarks/results/load-$$(date +%F).json
+	$(BIN)/python -m benchmarks.load $(LOAD_ARGS) --save
 
 # The API's description, checked in so that changes to it are seen.
 openapi: venv

@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter
 
 from benchmarks.environment import Environment, Part, environment, load_average
 from benchmarks.places import Weights
-from benchmarks.rows import ColdStartRow, LatencyRow, OverheadRow, PollsRow, QualityRow, ThroughputRow
+from benchmarks.rows import ColdStartRow, LatencyRow, LoadRow, OverheadRow, PollsRow, QualityRow, ThroughputRow
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -69,13 +69,18 @@ class ColdStartReport(Report):
     rows: tuple[ColdStartRow, ...] = Field(min_length=1)
 
 
+class LoadReport(Report):
+    benchmark: Literal["load"] = "load"
+    rows: tuple[LoadRow, ...] = Field(min_length=1)
+
+
 class QualityReport(Report):
     benchmark: Literal["quality"] = "quality"
     rows: tuple[QualityRow, ...] = Field(min_length=1)
 
 
 AnyReport = Annotated[
-    OverheadReport | PollsReport | LatencyReport | ThroughputReport | ColdStartReport | QualityReport,
+    OverheadReport | PollsReport | LatencyReport | ThroughputReport | ColdStartReport | LoadReport | QualityReport,
     Field(discriminator="benchmark"),
 ]
 

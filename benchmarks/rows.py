@@ -144,6 +144,22 @@ class ColdStartRow(Part):
     first_picture_s: float
 
 
+class LoadRow(Part):
+    """One phase of a worker's way to its first picture, or one of the bounds beside them.
+
+    bytes: of the values that were placed; of the files, for the plain read. cached_before: the largest part of the
+    files' pages that was still in memory, 0…1, after the page cache was asked to drop them; 0 means a cold start.
+    """
+
+    phase: str
+    bytes: int | None
+    median_s: float
+    least_s: float
+    most_s: float
+    bytes_per_s: int | None
+    cached_before: float
+
+
 class QualityRow(Part):
     """Pictures of one tier against the exact ones: same weights, prompts and seeds.
 

@@ -41,7 +41,7 @@ def quantisation_of(folder: Path) -> dict[str, Any]:
 def is_quantised(source: Source) -> bool:
     """Whether the weights are quantised in their file, so that nothing else can be made of them.
 
-    Raises as check_quantisation.
+    Raises as `check_quantisation`.
     """
     return source.form == "gguf" or (source.form == "folder" and check_quantisation(source.path))
 

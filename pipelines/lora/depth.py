@@ -36,7 +36,7 @@ def depth_from_lora(transformer: Any, file: Path, scale: float = PUBLISHED_SCALE
     """
     if not math.isfinite(scale):
         raise ValueError(f"the scale of a control LoRA must be a number, not {scale}")
-    if getattr(transformer, "hf_quantizer", None) is not None:
+    if getattr(transformer, "hf_quantizer", None) is not None or not _is_plain(transformer.x_embedder):
         raise UnusableLora(f"lora {file.stem} makes no depth model of a quantised flux-dev (GGUF, nf4)")
     if not isinstance(transformer.x_embedder, nn.Linear):
         raise TypeError("make the depth transformer before a LoraShelf on the same transformer")
@@ -62,6 +62,11 @@ def _check(header: Header, channels: int) -> None:
             f"lora {header.name} reads {header.input_width or 'no'} input channels; "
             f"one that makes a depth model of this model reads {channels}"
         )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """False where the weight is packed, as nf4 is."""
+    return all(parameter.is_floating_point() for parameter in layer.parameters())
 
 
 @torch.no_grad()

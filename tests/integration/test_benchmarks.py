@@ -26,6 +26,7 @@ TWO_CORES = pytest.mark.skipif(
         ("quality", ["--tiers", "exact,turbo"]),
         ("throughput", []),
         ("cold_start", []),
+        ("load", []),
         ("overhead", ["--sides", "server"]),
         pytest.param("polls", [], marks=TWO_CORES),
     ],

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.loading import UnusableWeights, load_t5, load_transformer, storage
+from pipelines.lora.depth import depth_from_lora
+from pipelines.lora.files import UnusableLora
 from weights.sources import Source
 
 CPU = torch.device("cpu")
@@ -51,10 +53,27 @@ def test_other_quantised_folders_are_refused_by_name(
     assert str(refusal.value).startswith(str(folder))
 
 
-def test_a_single_file_is_not_kept_as_nf4(demo_weights: Path, tmp_path: Path) -> None:
-    (path,) = (demo_weights / "FLUX.1-dev/transformer").glob("*.safetensors")
-    with pytest.raises(UnusableWeights, match="cannot be kept as nf4"):
-        load_transformer(Source(path, "safetensors"), device=CPU, dtype=torch.float32, storage="nf4")
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore")
+def test_a_single_file_is_kept_in_the_4_bits_that_bitsandbytes_makes_of_it(demo_weights: Path, tmp_path: Path) -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    folder = demo_weights / "FLUX.1-dev/transformer"
+    config = {name: value for name, value in json.loads((folder / "config.json").read_text()).items() if name[0] != "_"}
+    (path,) = folder.glob("*.safetensors")
+    model = load_transformer(
+        Source(path, "safetensors"), device=CPU, dtype=torch.float32, storage="nf4", architecture=config
+    )
+    tensors = load_file(path)
+    for name in ("x_embedder", "transformer_blocks.0.attn.to_q", "proj_out"):
+        expected, state = quantize_4bit(tensors[f"{name}.weight"], quant_type="nf4", compress_statistics=False)
+        layer = model.get_submodule(name)
+        assert torch.equal(layer.weight.data, expected), name
+        assert torch.equal(layer.weight.quant_state.absmax, state.absmax), name
+        assert torch.equal(layer.bias, tensors[f"{name}.bias"]), name
+    assert not any(type(module) is torch.nn.Linear for module in model.modules())
+    with pytest.raises(UnusableLora, match="quantised flux-dev"):
+        depth_from_lora(model, tmp_path / "lora.safetensors")
 
 
 @needs_bitsandbytes
