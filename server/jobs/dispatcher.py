@@ -187,7 +187,8 @@ class Dispatcher:
         try:
             outcome = await self._worker.run(run_message(job.id, job.attempt, job.request), on_step)
         except WorkerNotReady:
-            await self._requeue(job, worker_died=False)
+            await self._write(self._database.writer.unclaim, job.id, job.attempt)
+            self._service.arrived.set()
         except WorkerStuck as error:
             await self._fail(job, watch, queue_s, 0.0, StepTimeout(str(error)))
         except WorkerLost as error:

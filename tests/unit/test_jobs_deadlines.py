@@ -44,6 +44,8 @@ class Machine:
 class Worker:
     """Runs each job until it is told to end it, and stops a cancelled one."""
 
+    greeting = None
+
     def __init__(self) -> None:
         self.state = WorkerState.READY
         self.runs: list[Run] = []
@@ -182,8 +184,8 @@ def test_a_claim_that_comes_too_late_uses_no_attempt(tmp_path: Path, spoil: str)
     async def test(world: World) -> None:
         claim = world.database.writer.claim
 
-        def claim_too_late() -> Job | None:
-            job = claim()
+        def claim_too_late(*arguments: Any) -> Job | None:
+            job = claim(*arguments)
             if job is not None:
                 if spoil == "stop":
                     world.dispatcher._stopping = True

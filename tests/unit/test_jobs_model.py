@@ -14,6 +14,7 @@ from server.jobs.model import IllegalTransition, Lane, State, check_transition
 ALLOWED = {
     ("queued", "running"),
     ("queued", "cancelled"),
+    ("queued", "failed"),
     ("running", "succeeded"),
     ("running", "failed"),
     ("running", "cancelled"),
