@@ -1,0 +1,379 @@
+"""No order of calls and events is bad: each call of the supervisor works or raises its named error.
+
+The child is played here, at the far end of real messages, and time is virtual, so the real waits and limits apply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from server.worker.child import Child
+from server.worker.protocol import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Done,
+    Failed,
+    Fatal,
+    Hello,
+    Load,
+    Ready,
+    Run,
+    Shutdown,
+    Step,
+    Up,
+    decode,
+    encode,
+)
+from server.worker.supervisor import (
+    WorkerLost,
+    WorkerNotReady,
+    WorkerStarted,
+    WorkerState,
+    WorkerStuck,
+    WorkerSupervisor,
+)
+
+STEPS = 30
+SHORT_SEQUENCES = 100
+FULL_SEQUENCES = 2000
+STEP_LIMIT_S = 60.0
+LOAD_LIMIT_S = 600.0
+SETTLE_S = 0.5
+"""Virtual; longer than it takes to notice a death."""
+
+LOAD = Load(
+    version=PROTOCOL_VERSION, models={}, depth_estimator=None, depth_estimator_name="x", depth_map_mode="auto",
+    safety_concepts=None, nsfw_detector=None, upsampler=None, loras=None, depth_lora=None, depth_lora_scale=1.0,
+    spool="x", metadata=True, device="x", dtype="auto", memory_plan="auto", memory_limit_bytes=None,
+)  # fmt: skip
+
+
+class VirtualTime(asyncio.SelectorEventLoop):
+    """A loop that never waits: where nothing is ready, its clock jumps to the next timer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now_s, select = 0.0, self._selector.select  # type: ignore[attr-defined]
+
+        def jump(timeout_s: float | None) -> Any:
+            self._now_s += timeout_s or 0.0
+            return select(0)
+
+        self._selector.select = jump  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self._now_s
+
+
+class PlayedProcess:
+    """What `Child` holds instead of a process. Notes what it is told and checks that it makes sense."""
+
+    _pids = itertools.count(1)
+
+    def __init__(self) -> None:
+        self.pid = next(self._pids)
+        self.returncode: int | None = None
+        self.stdin, self.stdout, self.stderr = self, asyncio.StreamReader(), asyncio.StreamReader()
+        self._transport = self
+        self.loaded = False
+        self.greeted = False
+        self.polite = False
+        """Leaves when it is asked to."""
+        self.run: Run | None = None
+
+    def write(self, line: bytes) -> None:
+        message = decode(line)
+        if isinstance(message, Load):
+            assert not self.loaded, "loaded twice"
+            self.loaded = True
+        elif isinstance(message, Run):
+            assert self.greeted, "a job for a worker that is not ready"
+            assert self.run is None, "a second job at once"
+            self.run = message
+        elif isinstance(message, Shutdown) and self.polite:
+            self.exit(0)
+        else:
+            assert isinstance(message, Cancel | Shutdown)
+
+    def say(self, message: Up) -> None:
+        self.stdout.feed_data(encode(message))
+
+    def junk(self) -> None:
+        self.stdout.feed_data(b"no message\n")
+
+    def exit(self, status: int) -> None:
+        if self.returncode is None:
+            self.returncode = status
+            self.stdout.feed_eof()
+            self.stderr.feed_eof()
+
+    def kill(self) -> None:
+        self.exit(-9)
+
+    def close(self) -> None:
+        """As a transport."""
+
+
+class Orders(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = VirtualTime()
+        self.processes: list[PlayedProcess] = []
+        self.calls: list[tuple[Run, asyncio.Task[Any]]] = []
+        self.number = itertools.count(1)
+        self.started = False
+        self.cannot_spawn = False
+
+    @initialize(spare=st.booleans(), ready=st.booleans())
+    def make(self, spare: bool, ready: bool) -> None:
+        self.worker = WorkerSupervisor(
+            LOAD, load_limit_s=LOAD_LIMIT_S, step_limit_s=STEP_LIMIT_S, spare=spare, start_child=self.spawn
+        )
+        self.most = 2 if spare else 1
+        if ready:
+            self.start()
+            self.time_passes(1.0)
+            self.become_ready(PROTOCOL_VERSION)
+
+    async def spawn(self) -> Child:
+        await asyncio.sleep(0.001)
+        if self.cannot_spawn:
+            raise OSError("no more processes")
+        self.processes.append(PlayedProcess())
+        self.processes[-1].polite = len(self.processes) % 2 == 0
+        return Child(self.processes[-1])  # type: ignore[arg-type]
+
+    def do(self, call: Callable[[], Any]) -> None:
+        """Makes the call inside the loop and lets what follows from it happen."""
+
+        async def settled() -> None:
+            call()
+            await asyncio.sleep(SETTLE_S)
+
+        self.loop.run_until_complete(settled())
+
+    def live(self) -> list[PlayedProcess]:
+        return [process for process in self.processes if process.returncode is None]
+
+    def loaded(self) -> PlayedProcess | None:
+        return next((process for process in self.live() if process.loaded), None)
+
+    # Calls.
+
+    @rule()
+    def start(self) -> None:
+        if self.started:
+            with pytest.raises(WorkerStarted):
+                self.loop.run_until_complete(self.worker.start())
+        else:
+            self.loop.run_until_complete(self.worker.start())
+            self.started = True
+
+    @rule()
+    def stop(self) -> None:
+        self.loop.run_until_complete(asyncio.wait_for(self.worker.stop(), 30))
+        self.started = False
+        assert self.worker.state is WorkerState.STOPPED
+        assert not self.live()
+
+    @rule()
+    def run(self) -> None:
+        run = Run(job=f"job {next(self.number)}", attempt=1, request={"prompt": "x", "width": 64, "height": 64})
+
+        def call() -> None:
+            self.calls.append((run, asyncio.ensure_future(self.worker.run(run, lambda _: None))))
+
+        self.do(call)
+
+    @rule()
+    def wait_ready(self) -> None:
+        async def wait() -> bool:
+            try:
+                async with asyncio.timeout(0.1):
+                    await self.worker.wait_ready()
+            except TimeoutError:
+                return False
+            return True
+
+        is_ready = self.worker.state is WorkerState.READY
+        assert self.loop.run_until_complete(wait()) or not is_ready
+
+    @rule(name=st.sampled_from(["job 1", "job 2", "unknown"]))
+    def cancel(self, name: str) -> None:
+        self.do(lambda: self.worker.cancel(name, 1))
+
+    @rule()
+    def abandon(self) -> None:
+        """Whoever waits for the last job goes away."""
+        if self.calls:
+            self.do(self.calls[-1][1].cancel)
+
+    # What happens.
+
+    @rule(seconds=st.sampled_from([1.0, 40.0, STEP_LIMIT_S + 1, LOAD_LIMIT_S + 1]))
+    def time_passes(self, seconds: float) -> None:
+        self.loop.run_until_complete(asyncio.sleep(seconds))
+
+    @rule(cannot=st.booleans())
+    def processes_run_out(self, cannot: bool) -> None:
+        self.cannot_spawn = cannot
+
+    @rule(version=st.sampled_from([PROTOCOL_VERSION] * 5 + [PROTOCOL_VERSION + 1]))
+    def become_ready(self, version: int) -> None:
+        process = self.loaded()
+        if process and not process.greeted:
+            process.greeted = version == PROTOCOL_VERSION
+            ready = Ready(
+                version=version, models=["m"], device="x", safety_checker=False, load_s=0.1, warmup_s=0.1,
+                plan="p", plan_line="p", max_pixels=1, takes_turns=False,
+            )  # fmt: skip
+            self.do(lambda: process.say(ready))
+
+    @rule()
+    def warm_up_the_spare(self) -> None:
+        for process in self.live():
+            if not process.loaded:
+                self.do(partial(process.say, Hello(version=PROTOCOL_VERSION)))
+
+    @rule(attempt=st.sampled_from([1, 1, 1, 0, 2]), job=st.sampled_from(["", "", "other"]))
+    def step(self, attempt: int, job: str) -> None:
+        process = self.loaded()
+        if process and process.run:
+            name = job or process.run.job
+            self.do(lambda: process.say(Step(job=name, attempt=attempt, step=1, steps=9, step_s=0.1)))
+
+    @rule()
+    def finish(self) -> None:
+        process = self.loaded()
+        if process and process.run:
+            run, process.run = process.run, None
+            self.do(lambda: process.say(Done(job=run.job, attempt=1, result={"by": process.pid}, compute_s=1.0)))
+
+    @rule(how=st.sampled_from(["finish", "finish", "out_of_memory", "input", "abandon", "die", "hang"]))
+    def work(self, how: str) -> None:
+        """A job and what becomes of it, in one: by chance alone these seldom follow each other."""
+        if self.worker.state is WorkerState.STARTING:
+            self.become_ready(PROTOCOL_VERSION)
+        self.run()
+        acts: dict[str, Callable[[], None]] = {
+            "finish": self.finish,
+            "abandon": self.abandon,
+            "die": partial(self.die, 0, "kill"),
+            "hang": partial(self.time_passes, STEP_LIMIT_S + 1),
+        }
+        acts.get(how, partial(self.fail, how))()
+
+    @rule(kind=st.sampled_from(["input", "cancelled", "unknown", "out_of_memory", "out_of_memory", "out_of_memory"]))
+    def fail(self, kind: str) -> None:
+        process = self.loaded()
+        if process and process.run:
+            run, process.run = process.run, None
+            self.do(lambda: process.say(Failed(job=run.job, attempt=1, kind=kind, message="x")))
+
+    @rule()
+    def say_what_nobody_waits_for(self) -> None:
+        for process in self.live():
+            self.do(partial(process.say, Done(job="job 1", attempt=7, result={}, compute_s=1.0)))
+
+    @rule(which=st.integers(0, 1), how=st.sampled_from(["exit", "kill", "fatal", "junk"]))
+    def die(self, which: int, how: str) -> None:
+        for process in self.live()[which : which + 1]:
+            acts: dict[str, Callable[[], None]] = {
+                "exit": partial(process.exit, 0),
+                "kill": process.kill,
+                "fatal": partial(process.say, Fatal(reason="device", message="illegal memory access")),
+                "junk": process.junk,
+            }
+            self.do(acts[how])
+
+    # What is always so.
+
+    @invariant()
+    def no_more_processes_than_wanted(self) -> None:
+        assert len(self.live()) <= getattr(self, "most", 0)
+        assert sum(process.loaded for process in self.live()) <= 1
+
+    @invariant()
+    def ready_means_a_live_worker(self) -> None:
+        if self.processes and self.worker.state in (WorkerState.READY, WorkerState.BUSY):
+            process = self.loaded()
+            assert process is not None
+            assert process.greeted
+            assert self.worker.pid == process.pid
+
+    @invariant()
+    def every_call_ends_as_it_should(self) -> None:
+        for run, call in self.calls:
+            if not call.done():
+                process = self.loaded()
+                assert process is not None
+                assert process.run == run, "somebody waits for a job that nobody has"
+                assert self.worker.state is WorkerState.BUSY
+            elif not call.cancelled() and (error := call.exception()):
+                assert isinstance(error, WorkerNotReady | WorkerLost | WorkerStuck)
+            elif not call.cancelled():
+                assert (call.result().job, call.result().attempt) == (run.job, run.attempt)
+
+    def teardown(self) -> None:
+        self.cannot_spawn = False
+        self.stop()
+        self.loop.run_until_complete(asyncio.sleep(1))
+        assert all(call.done() for _, call in self.calls)
+        left = asyncio.all_tasks(self.loop)
+        self.loop.close()
+        assert not left
+
+
+def play(sequences: int) -> None:
+    seen: Counter[str] = Counter()
+
+    class Counted(Orders):
+        def teardown(self) -> None:
+            super().teardown()
+            seen["sequences"] += 1
+            seen.update(outcome(call) for _, call in self.calls)
+
+    with structlog.testing.capture_logs():
+        run_many(Counted, sequences)
+    print(f"R19: of at most {STEPS} calls and events each, 0 violations; {dict(seen)}")
+    assert seen.pop("sequences") >= sequences
+    assert set(seen) == {"cancelled", "Done", "Failed", "WorkerLost", "WorkerNotReady", "WorkerStuck"}
+
+
+def outcome(call: asyncio.Task[Any]) -> str:
+    if call.cancelled():
+        return "cancelled"
+    return type(call.exception() or call.result()).__name__
+
+
+def run_many(machine: type[Orders], sequences: int) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=sequences,
+            stateful_step_count=STEPS,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
+
+
+def test_no_order_of_calls_and_events_is_bad() -> None:
+    play(SHORT_SEQUENCES)
+
+
+@pytest.mark.soak
+def test_no_order_of_calls_and_events_is_bad_in_two_thousand_sequences() -> None:
+    play(FULL_SEQUENCES)
