@@ -57,9 +57,8 @@ def parse() -> argparse.Namespace:
 
 def measure(weights: Path, folder: Path, start: int, call: Call) -> tuple[ColdStartRow, str]:
     """One start, and the device that the worker chose."""
-    log = folder / f"server-{start}.log"
     clock_s = time.time()
-    with our_server(weights, folder / f"data-{start}", wait_ready=False, log=log, log_format="json") as running:
+    with our_server(weights, folder / f"data-{start}", wait_ready=False) as running:
         listening_s = age_s(running)
         wait_for(lambda: answers(running, "/health/live"), running.process, poll_s=0.005)
         live_s = age_s(running)
@@ -69,7 +68,7 @@ def measure(weights: Path, folder: Path, start: int, call: Call) -> tuple[ColdSt
             first = client.post(f"/v1/{call.slug}", call.json)
         first_picture_s = age_s(running)
         device = running.get("/health/ready").json()["device"]
-    said = {event["event"]: event for event in events(log)}
+    said = {event["event"]: event for event in events(running.log)}
     row = ColdStartRow(
         start=start,
         model=call.fields["model"],

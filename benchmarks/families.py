@@ -8,24 +8,30 @@ from typing import Any
 import torch
 
 from benchmarks.places import build_demo_weights, weights_folder
-from benchmarks.tiers import components_for
-from pipelines.components import Components, Folders, load_components
+from pipelines.components import Components, Folders, load_components, quicken
 from pipelines.control import ControlEncoder
 from pipelines.depth import DepthEstimator
 from pipelines.heap import keep_freed_memory
 from pipelines.init_image import InitEncoder
+from pipelines.memory.planning import fp8_products
 from pipelines.models import MODELS
+from pipelines.speed.fast_copy import fast_copy
+from pipelines.speed.tiers import offered
 from pipelines.text import TextEncoder
 
 
-def load_family(weights: str, tier: str, scratch: Path, device: torch.device, dtype: torch.dtype) -> Components:
-    """The components of a tier. scratch: an empty folder for the demo family. Raises SystemExit for what cannot be."""
+def load_family(
+    weights: str, scratch: Path, device: torch.device, dtype: torch.dtype, *, fast: bool = False
+) -> Components:
+    """The components, eager. scratch: an empty folder for the demo family. fast: with the fast tiers, where the device
+    multiplies fp8. Raises SystemExit for what cannot be."""
+    fast = fast and fp8_products(device)
     if device.type == "cpu":
         keep_freed_memory()  # as the server's worker does
     if weights == "random":
-        return components_for(tier, lambda: random_components(build_demo_weights(scratch), device, dtype))
+        return random_components(build_demo_weights(scratch), device, dtype, fast=fast)
     folder = weights_folder(weights, scratch)
-    return components_for(tier, lambda: load_components(folders_in(folder), device=device, dtype=dtype))
+    return load_components(folders_in(folder), device=device, dtype=dtype, fast=fast)
 
 
 def folders_in(root: Path) -> Folders:
@@ -44,7 +50,7 @@ def folders_in(root: Path) -> Folders:
     )
 
 
-def random_components(demo: Path, device: torch.device, dtype: torch.dtype) -> Components:
+def random_components(demo: Path, device: torch.device, dtype: torch.dtype, *, fast: bool) -> Components:
     """Full-size modules with random values, and the demo family's tokenizers: their ids are in every vocabulary.
 
     Without safety checkers: what they would say of noise is chance.
@@ -67,7 +73,8 @@ def random_components(demo: Path, device: torch.device, dtype: torch.dtype) -> C
         device=device,
         dtype=dtype,
     )
-    return Components(
+    transformers = {name: _random(f"transformer-{_short(name)}", device, dtype) for name in MODELS}
+    parts = Components(
         device=device,
         dtype=dtype,
         text=text,
@@ -75,8 +82,12 @@ def random_components(demo: Path, device: torch.device, dtype: torch.dtype) -> C
         control=ControlEncoder(vae, DepthEstimator(depth, "minmax"), dtype=dtype),
         init=InitEncoder(vae, dtype=dtype),
         scheduler_config=dict(SCHEDULER),
-        transformers={name: _random(f"transformer-{_short(name)}", device, dtype) for name in MODELS},
+        transformers=transformers,
+        fast={name: fast_copy(network, None) for name, network in transformers.items()} if fast else {},
+        tiers=offered("full", fp8_products=fast),
     )
+    quicken(parts, compiled=False)
+    return parts
 
 
 def _short(model: str) -> str:

@@ -6,7 +6,8 @@
 
 All sides compute with the same modules in one process and take turns. A request of the engine runs from the prompt to
 the encoded file on disk; diffusers gets the embeddings and control latents and ends at a picture in memory, so what is
-left to the engine (encoding text and picture, checking safety) counts against the engine.
+left to the engine (encoding text and picture, checking safety) counts against the engine. The engine's blocks run eager
+and compiled as the server compiles them, diffusers' with torch's own choice of attention kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +31,18 @@ from PIL import Image
 from benchmarks import report, tiers
 from benchmarks.calls import PROMPT, SEED
 from benchmarks.ceiling import measure_tflops
+from benchmarks.compiled import OurCompiled, StockAttention, StockCompiled, Turns
 from benchmarks.families import load_family
 from benchmarks.flops import Shape, step_tflop
 from benchmarks.places import HELP, kind_of
 from benchmarks.rows import LatencyRow
-from benchmarks.stock import CompiledBlocks, stock_pipeline
+from benchmarks.stock import stock_pipeline
 from pipelines.components import Components, pick_device
 from pipelines.encode import describe, encode_image
 from pipelines.engine import Engine, SourceImage
 from pipelines.models import MODELS
 from pipelines.request import GenerationRequest
+from pipelines.speed.attention import attention_backend
 
 HOSTED_S = {("flux-dev", 1024, 28): 16.20, ("flux-depth-dev", 1024, 28): 20.36}
 """What the hosted service's pages showed as the average of a call, network and queue included: the figures to beat."""
@@ -57,16 +61,14 @@ def main() -> None:
     run = report.Run(given)
     device = pick_device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    rows = []
-    for tier in given.tiers:
-        if tier not in tiers.offered():
-            rows += [not_offered(model, tier, size) for model in MODELS for size in given.sizes]
-            continue
-        with tempfile.TemporaryDirectory() as scratch:
-            parts = load_family(given.weights, tier, Path(scratch), device, dtype)
-            for model in parts.transformers:
-                rows += measure_model(parts, model, tier, given, Path(scratch))
-        del parts
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = load_family(given.weights, Path(scratch), device, dtype, fast=given.tiers != (tiers.EXACT,))
+        rows = [
+            row
+            for model in parts.transformers
+            for tier in given.tiers
+            for row in measure_tier(parts, model, tier, given, Path(scratch))
+        ]
     run.finish(report.LatencyReport, rows, weights=kind_of(given.weights), device=str(device))
 
 
@@ -78,38 +80,44 @@ def parse() -> argparse.Namespace:
     options.add_argument("--steps", type=_numbers, default=(28,))
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--stock", type=_stock, default=STOCK, help="what stands beside: of eager, compiled; or none")
+    options.add_argument("--modes", type=_stock, default=STOCK, help="of the engine's blocks: of eager, compiled")
     given = options.parse_args()
     if given.quick:
-        given.repeats, given.side, given.steps, given.stock = 1, (256,), (2,), ("eager",)
+        given.repeats, given.side, given.steps, given.stock, given.modes = 1, (256,), (2,), ("eager",), ("eager",)
     given.sizes = [Size(side, steps) for side in given.side for steps in given.steps]
     return given
 
 
-def measure_model(
+def measure_tier(
     parts: Components, model: str, tier: str, given: argparse.Namespace, scratch: Path
 ) -> list[LatencyRow]:
-    transformer = parts.transformers[model]
-    wants_compiled = "compiled" in given.stock and tier == tiers.EXACT
-    compiled = CompiledBlocks(transformer) if wants_compiled else None
+    """A row per size and mode: the engine's blocks eager and compiled."""
+    if tier not in parts.tiers:
+        return [not_offered(model, tier, size) for size in given.sizes]
+    network = tiers.network_of(parts, model, tier)
+    modes = {name: OurCompiled(network) if name == "compiled" else None for name in given.modes}
     stock = given.stock if tier == tiers.EXACT else ()
-    return [measure(parts, model, tier, size, given.repeats, stock, compiled, scratch) for size in given.sizes]
+    compiled = StockCompiled(network) if "compiled" in stock else None
+    return [
+        measure(parts, request_of(model, tier, size), given.repeats, mode, stock, compiled, scratch)
+        for size in given.sizes
+        for mode in modes.values()
+    ]
 
 
 def measure(
     parts: Components,
-    model: str,
-    tier: str,
-    size: Size,
+    request: GenerationRequest,
     repeats: int,
+    mode: OurCompiled | None,
     stock: tuple[str, ...],
-    compiled: CompiledBlocks | None,
+    compiled: StockCompiled | None,
     scratch: Path,
 ) -> LatencyRow:
     """One row: the first request with empty caches, then all sides in turns, then the ceiling."""
-    request = request_of(model, tier, size)
     parts.text.cache.clear()
     parts.control.cache.clear()
-    ours = OurSide(parts, request, scratch / "picture.webp")
+    ours = OurSide(parts, request, mode, scratch / "picture.webp")
     first_s = ours.draw()
     first_stages_s = ours.median_stages_s()
     sides: dict[str, Side] = {"ours": ours}
@@ -122,12 +130,13 @@ def measure(
         for side in sides.values():
             side.draw()
     return LatencyRow(
-        model=model,
-        tier=tier,
+        model=request.model,
+        tier=request.tier,
+        compiled=mode is not None,
         offered=True,
-        width=size.side,
-        height=size.side,
-        steps=size.steps,
+        width=request.width,
+        height=request.height,
+        steps=request.steps,
         repeats=repeats,
         first_s=seconds(first_s),
         first_stages_s=first_stages_s,
@@ -135,9 +144,9 @@ def measure(
         stock_compile_s=compile_s,
         stock_compiled_note=trouble,
         peak_memory_bytes=ours.peak_bytes,
-        hosted_s=HOSTED_S.get((model, size.side, size.steps)) if tier == tiers.EXACT else None,
+        hosted_s=HOSTED_S.get((request.model, request.width, request.steps)),
         **beside(ours, sides),
-        **limit(parts, model, size, ours.median_s),
+        **limit(parts, request, ours.median_s),
     )
 
 
@@ -166,11 +175,11 @@ def beside(ours: OurSide, sides: dict[str, Side]) -> dict[str, Any]:
     return {**figures, "stock_peak_memory_bytes": max(peaks) if peaks else None}
 
 
-def limit(parts: Components, model: str, size: Size, warm_s: float) -> dict[str, Any]:
+def limit(parts: Components, request: GenerationRequest, warm_s: float) -> dict[str, Any]:
     """The transformer's work, what the device makes of such products, and how near to that the request came."""
-    shape = Shape.of(parts.transformers[model])
-    work = step_tflop(shape, size.side, size.side) * size.steps
-    ceiling = measure_tflops(shape, size.side, size.side, parts.device, parts.dtype)
+    shape = Shape.of(parts.transformers[request.model])
+    work = step_tflop(shape, request.width, request.height) * request.steps
+    ceiling = measure_tflops(shape, request.width, request.height, parts.device, parts.dtype)
     return {
         "work_tflop": round(work, 4),
         "ceiling_tflops": round(ceiling, 3),
@@ -182,8 +191,9 @@ def limit(parts: Components, model: str, size: Size, warm_s: float) -> dict[str,
 class Side:
     """Something that draws the request. Its times are medians of the draws since it was made or forgot."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, conditions: Sequence[Turns]) -> None:
+        """conditions: what is on while it draws."""
+        self._device, self._conditions = device, conditions
         self.times_s: list[float] = []
         self.peak_bytes: int | None = None
 
@@ -193,7 +203,12 @@ class Side:
 
     def draw(self) -> float:
         """Draws once; returns its seconds, the device's work included."""
-        on_card = self._device.type == "cuda"
+        with ExitStack() as stack:
+            for condition in self._conditions:
+                stack.enter_context(condition.on())
+            return self._draw_timed(on_card=self._device.type == "cuda")
+
+    def _draw_timed(self, *, on_card: bool) -> float:
         if on_card:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -215,8 +230,8 @@ class Side:
 class OurSide(Side):
     """The engine, to an encoded file."""
 
-    def __init__(self, parts: Components, request: GenerationRequest, path: Path) -> None:
-        super().__init__(parts.device)
+    def __init__(self, parts: Components, request: GenerationRequest, mode: Turns | None, path: Path) -> None:
+        super().__init__(parts.device, [mode] if mode else [])
         self._engine, self._request, self._path = Engine(parts), request, path
         self._sources: dict[str, Any] = {}
         if MODELS[request.model].takes_control:
@@ -245,17 +260,13 @@ class OurSide(Side):
 class StockSide(Side):
     """diffusers' pipeline, to a picture in memory; with its blocks compiled where `compiled` is given."""
 
-    def __init__(self, parts: Components, request: GenerationRequest, compiled: CompiledBlocks | None) -> None:
-        super().__init__(parts.device)
-        self._compiled = compiled
+    def __init__(self, parts: Components, request: GenerationRequest, compiled: StockCompiled | None) -> None:
+        attention = StockAttention(parts.transformers[request.model], attention_backend(parts.device))
+        super().__init__(parts.device, [attention, *([compiled] if compiled else [])])
         self._draw: Callable[[], Any] = stock_pipeline(parts, request)
 
     def _compute(self) -> None:
-        if self._compiled is None:
-            self._draw()
-            return
-        with self._compiled.on():
-            self._draw()
+        self._draw()
 
 
 def prepare(sides: dict[str, Side]) -> tuple[float | None, str | None]:

@@ -45,3 +45,17 @@ def work_spans(log: Path, computed_s: Mapping[str, float]) -> list[WorkSpan]:
     """
     started = {event["job"]: when_s(event) for event in events(log) if event["event"] == "job started"}
     return sorted((WorkSpan(job, started[job], computed_s[job]) for job in computed_s), key=lambda span: span.started_s)
+
+
+def worker_pid(log: Path) -> int:
+    """Process id of the worker that became ready last. Raises LookupError while there was none."""
+    ready = [event["pid"] for event in events(log) if event["event"] == "worker ready"]
+    if not ready:
+        raise LookupError("no worker has been ready yet")
+    return int(ready[-1])
+
+
+def spare_waits(log: Path) -> bool:
+    """Whether the spare worker of the present one has imported its libraries and waits."""
+    said = [event["event"] for event in events(log) if event["event"] in ("worker ready", "spare worker waits")]
+    return said[-1:] == ["spare worker waits"]

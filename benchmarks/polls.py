@@ -23,6 +23,7 @@ from benchmarks import report
 from benchmarks.calls import Call, dev_call
 from benchmarks.client import Client
 from benchmarks.figures import milliseconds, percentile
+from benchmarks.logs import worker_pid
 from benchmarks.places import HELP, kind_of, weights_folder
 from benchmarks.processes import Running, our_server
 from benchmarks.rows import PollsRow
@@ -107,7 +108,7 @@ def measure(running: Running, call: Call, clients: int, rounds: int, cores: tupl
 
 def run_job(running: Running, call: Call, *, clients: int, polled: Polled) -> Computed:
     """Runs one job while so many clients poll its status."""
-    worker = running.worker_pid()
+    worker = worker_pid(running.log)
     before_s = processor_s(worker)
     with Client(running.port) as client:
         submitted = json.loads(client.post(f"/v2/{call.slug}", call.json).body)

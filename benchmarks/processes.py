@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx2
 
+from benchmarks.logs import spare_waits
+
 START_LIMIT_S = 1800.0
 STOP_LIMIT_S = 60.0
 
@@ -22,19 +24,16 @@ STOP_LIMIT_S = 60.0
 class Running:
     """A server process and all processes that it has started. started_mono_s: when it was started, monotonic."""
 
-    def __init__(self, process: subprocess.Popen[str], base: str, started_mono_s: float) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], base: str, started_mono_s: float, log: Path | None = None
+    ) -> None:
         self.process, self.base, self.started_mono_s = process, base, started_mono_s
+        self.log = log or Path(os.devnull)
+        """Of our server, in JSON; empty for others."""
 
     @property
     def port(self) -> int:
         return int(self.base.rsplit(":", 1)[1])
-
-    def worker_pid(self) -> int:
-        """Process id of our server's worker, its only child."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        if len(children) != 1:
-            raise RuntimeError(f"expected one worker of process {self.process.pid}, found {children}")
-        return int(children[0])
 
     def pause(self) -> None:
         """Stops the whole group where it is, so that it takes no time from what is measured."""
@@ -53,17 +52,18 @@ def our_server(
     data_dir: Path,
     *,
     wait_ready: bool = True,
-    log: Path | None = None,
     cores: set[int] | None = None,
     **settings: str,
 ) -> Iterator[Running]:
     """The real server with these settings (`FLUX_…`, lower-case, without the prefix), and no others.
 
-    cores: those that it and its worker may use, from their start on; all where it is None.
+    cores: those that it and its workers may use, from their start on; all where it is None. wait_ready: return when it
+    can draw and its spare worker has imported its libraries, which would else take time from what is measured.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
     environment |= {f"FLUX_{name.upper()}": value for name, value in settings.items()}
-    environment |= {"FLUX_MIN_FREE_BYTES": "0"}
+    environment |= {"FLUX_MIN_FREE_BYTES": "0", "FLUX_LOG_FORMAT": "json"}
+    log = data_dir.with_suffix(".log")
     command = [sys.executable, "-P", "-m", "server", "serve", "--port", "0"]
     command += ["--weights", str(weights), "--data-dir", str(data_dir)]
     with _process(command, environment, log, cores=cores) as (process, started):
@@ -72,9 +72,10 @@ def our_server(
         base = next((word for word in line.split() if word.startswith("http://")), None)
         if base is None:
             raise RuntimeError(f"the server did not start; it said {line!r}")
-        running = Running(process, base, started)
+        running = Running(process, base, started, log)
         if wait_ready:
             wait_for(lambda: answers(running, "/health/ready"), process)
+            wait_for(lambda: spare_waits(log), process)
         yield running
 
 

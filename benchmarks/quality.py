@@ -94,21 +94,29 @@ def measure_model(given: argparse.Namespace, model: str, device: torch.device, d
     precision = torch.float32 if given.reference == "float32" else dtype
     reference_name = f"exact, eager, {str(precision).removeprefix('torch.')}"
     reference = draw_all(given.weights, tiers.EXACT, wanted, device, precision)
+    assert reference is not None, "exact is always offered"
     rows = []
     for tier in given.tiers:
-        if tier not in tiers.offered():
+        drawn = draw_all(given.weights, tier, wanted, device, dtype)
+        if drawn is None:
             rows.append(QualityRow(model=model, tier=tier, reference=reference_name, offered=False))
             continue
-        drawn = draw_all(given.weights, tier, wanted, device, dtype)
         note = DEMO_NOTE if kind_of(given.weights) == "demo" else None
         rows.append(row(model, tier, reference_name, reference, drawn, note))
     return rows
 
 
-def draw_all(weights: str, tier: str, wanted: Wanted, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Every prompt with every seed: float32 [3, H, W] in 0–1 on the CPU, before rounding to 8 bits."""
+def draw_all(
+    weights: str, tier: str, wanted: Wanted, device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor] | None:
+    """Every prompt with every seed: float32 [3, H, W] in 0–1 on the CPU, before rounding to 8 bits.
+
+    None where the tier is not offered.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        parts = load_family(weights, tier, Path(scratch), device, dtype)
+        parts = load_family(weights, Path(scratch), device, dtype, fast=tier != tiers.EXACT)
+        if tier not in parts.tiers:
+            return None
         return [draw(parts, tier, wanted, prompt, seed) for prompt in wanted.prompts for seed in wanted.seeds]
 
 

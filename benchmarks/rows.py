@@ -61,7 +61,8 @@ class PollsRow(Part):
 class LatencyRow(Part):
     """One model at one tier and size, beside stock diffusers on the same modules; all sides alternate in one run.
 
-    offered: the engine has this tier; where it has not, nothing else is measured. warm_s: median of whole requests with
+    offered: the engine has this tier; where it has not, nothing else is measured. compiled: the engine's own blocks.
+    warm_s: median of whole requests with
     the prompt and control latents cached, from request to encoded file, every stage of which is in warm_stages_s.
     first_s, first_stages_s: the first request, with empty caches. stock_*: diffusers' pipeline given the same
     embeddings and control latents, to a PIL picture in memory; compiled by regions (compile_repeated_blocks), its
@@ -74,6 +75,7 @@ class LatencyRow(Part):
     model: str
     tier: str
     offered: bool
+    compiled: bool | None = None
     width: int
     height: int
     steps: int

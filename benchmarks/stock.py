@@ -1,9 +1,8 @@
-"""diffusers' own pipelines on the engine's very modules: eager, and compiled by regions as diffusers' pages advise."""
+"""diffusers' own pipelines on the engine's very modules: text and control already encoded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,31 +45,3 @@ def stock_pipeline(parts: Components, request: GenerationRequest) -> Callable[[]
         )
 
     return draw
-
-
-class CompiledBlocks:
-    """A transformer whose repeated blocks can be compiled and eager in turns, so that both are measured in one run.
-
-    Relies on torch.nn.Module.compile keeping the compiled call beside the eager one in `_compiled_call_impl`.
-    """
-
-    def __init__(self, transformer: Any) -> None:
-        transformer.compile_repeated_blocks(fullgraph=True)
-        self._calls = [
-            (module, module._compiled_call_impl)
-            for module in transformer.modules()
-            if module._compiled_call_impl is not None
-        ]
-        self._switch(on=False)
-
-    @contextmanager
-    def on(self) -> Iterator[None]:
-        self._switch(on=True)
-        try:
-            yield
-        finally:
-            self._switch(on=False)
-
-    def _switch(self, *, on: bool) -> None:
-        for module, compiled in self._calls:
-            module._compiled_call_impl = compiled if on else None

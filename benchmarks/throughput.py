@@ -50,12 +50,12 @@ def main() -> None:
     given = parse()
     run = report.Run(given)
     with tempfile.TemporaryDirectory() as scratch:
-        folder, log = Path(scratch), Path(scratch) / "server.log"
+        folder = Path(scratch)
         weights = weights_folder(given.weights, folder)
-        with our_server(weights, folder / "data", log=log, log_format="json") as running:
+        with our_server(weights, folder / "data") as running:
             device = running.get("/health/ready").json()["device"]
             call = CALLS[given.model](given.steps)
-            rows = [measure(running, call, given.jobs, log)]
+            rows = [measure(running, call, given.jobs)]
     run.finish(report.ThroughputReport, rows, weights=kind_of(given.weights), device=device)
 
 
@@ -71,12 +71,12 @@ def parse() -> argparse.Namespace:
     return given
 
 
-def measure(running: Running, call: Call, jobs: int, log: Path) -> ThroughputRow:
+def measure(running: Running, call: Call, jobs: int) -> ThroughputRow:
     with Client(running.port) as client:
         run_all(client, call, 1)
         with sampled_utilisation() as busy:
             results = run_all(client, call, jobs)
-    spans = work_spans(log, {job: body["metrics"]["inference_time"] for job, body in results.items()})
+    spans = work_spans(running.log, {job: body["metrics"]["inference_time"] for job, body in results.items()})
     return row(call, [results[span.job] for span in spans], spans, busy)
 
 

@@ -1,43 +1,25 @@
-"""Speed tiers as benchmarks name them, and the one place where a name becomes components and requests.
-
-An engine that has tiers says so by `Engine.tiers` and takes them as the request's `tier`; one that has neither computes
-everything exactly.
-"""
+"""Speed tiers as benchmarks name them, and the one place where a name becomes a request and a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from pipelines.components import Components
-from pipelines.engine import Engine
 from pipelines.request import GenerationRequest
+from pipelines.speed.tiers import NAMES, TIERS
 
 EXACT = "exact"
-KNOWN = ("exact", "fast", "turbo")
-
-
-def offered() -> tuple[str, ...]:
-    """The tiers that this version of the engine has."""
-    tiers: tuple[str, ...] = getattr(Engine, "tiers", (EXACT,))
-    return tuple(tiers)
-
-
-def components_for(tier: str, load: Callable[[], Components]) -> Components:
-    """The components that a tier computes with. Raises LookupError for a tier that is not offered."""
-    if tier not in offered():
-        raise LookupError(f"tier {tier} is not offered; offered are {', '.join(offered())}")
-    return load()
+KNOWN = NAMES
 
 
 def request_for(tier: str, **of_request: Any) -> GenerationRequest:
-    """A request of that tier. Raises LookupError for a tier that is not offered."""
-    if tier not in offered():
-        raise LookupError(f"tier {tier} is not offered; offered are {', '.join(offered())}")
-    if "tier" in {field.name for field in fields(GenerationRequest)}:
-        of_request["tier"] = tier
-    return GenerationRequest(**of_request)
+    """A request that asks for that tier by name."""
+    return GenerationRequest(tier=tier, **of_request)
+
+
+def network_of(parts: Components, model: str, tier: str) -> Any:
+    """The transformer that draws `model` in `tier`. Raises KeyError where the tier is not offered."""
+    return parts.transformer(model, TIERS[tier])
 
 
 def names(text: str) -> tuple[str, ...]:

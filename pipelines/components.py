@@ -185,11 +185,11 @@ def load_components(
         shares_weights=FLUX_DEPTH_DEV.name not in models,
     )
     settle(parts)
-    _quicken(parts, compiled=compiled)
+    quicken(parts, compiled=compiled)
     return parts
 
 
-def _quicken(parts: Components, *, compiled: bool) -> None:
+def quicken(parts: Components, *, compiled: bool) -> None:
     """Best kernels and compiled blocks for every transformer, last of all."""
     networks = {id(network): network for network in (*parts.transformers.values(), *parts.fast.values())}
     for network in networks.values():

@@ -12,11 +12,11 @@ from benchmarks import tiers
 from benchmarks.calls import depth_call
 from benchmarks.ceiling import measure_tflops
 from benchmarks.client import Reply
+from benchmarks.compiled import OurCompiled, StockCompiled
 from benchmarks.figures import percentile
 from benchmarks.flops import Shape, step_tflop, tokens
 from benchmarks.likeness import floats_of, psnr_db, ssim
 from benchmarks.overhead import Measured, row
-from benchmarks.stock import CompiledBlocks
 
 FLUX = Shape(width=3072, blocks=57)
 
@@ -97,10 +97,9 @@ def test_overhead_is_wait_minus_computing_of_the_same_call() -> None:
     assert crowded.outside_the_worker_ms is None
 
 
-def test_a_tier_that_the_engine_has_not_is_no_other_tier() -> None:
-    assert tiers.EXACT in tiers.offered()
-    with pytest.raises(LookupError, match="not offered"):
-        tiers.components_for("imagined", lambda: pytest.fail("nothing may be loaded"))
+def test_a_tier_is_asked_for_by_its_name() -> None:
+    wanted = {"model": "flux-dev", "prompt": "", "width": 16, "height": 16, "steps": 1, "guidance": 1.0, "seed": 0}
+    assert tiers.request_for("turbo", **wanted).tier == "turbo"
     with pytest.raises(ValueError, match="unknown tier imagined"):
         tiers.names("exact,imagined")
 
@@ -121,9 +120,26 @@ def test_compiled_blocks_are_eager_outside_their_turn(monkeypatch: pytest.Monkey
             self.block._compiled_call_impl = lambda: called.append("compiled")  # type: ignore[assignment]
 
     transformer = Transformer()
-    compiled = CompiledBlocks(transformer)
+    compiled = StockCompiled(transformer)
     transformer.block()
     with compiled.on():
         transformer.block()
     transformer.block()
     assert called == ["eager", "compiled", "eager"]
+
+
+def test_our_compiled_blocks_are_eager_outside_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Block(torch.nn.Module):
+        def forward(self) -> str:
+            return "eager"
+
+    def compile_blocks(transformer: SimpleNamespace) -> None:
+        transformer.transformer_blocks[0].forward = lambda: "compiled"
+
+    monkeypatch.setattr("pipelines.speed.blocks.compile_blocks", compile_blocks)
+    block = Block()
+    compiled = OurCompiled(SimpleNamespace(transformer_blocks=[block], single_transformer_blocks=[]))
+    before = block()
+    with compiled.on():
+        during = block()
+    assert (before, during, block()) == ("eager", "compiled", "eager")
