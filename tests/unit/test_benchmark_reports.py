@@ -154,3 +154,21 @@ def test_a_suite_runs_on_after_a_failure_and_says_so(capfd: pytest.CaptureFixtur
 def test_suites_name_benchmarks_that_exist() -> None:
     for benchmark in (one for machine in suite.SUITES.values() for one in machine):
         assert (ROOT / "benchmarks" / f"{benchmark[0]}.py").is_file()
+
+
+def test_the_readmes_table_is_what_the_kept_reports_say() -> None:
+    from benchmarks.table import markdown
+
+    assert markdown() in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_every_benchmark_has_words_for_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import table
+
+    a_report(tmp_path / "one.json")
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    said = table.markdown()
+    assert "| start 1: ready, first picture | 1.0 s, 1.0 s |" in said
+    assert said.count(table.MISSING) == len(table.CARD_ROWS)
+    kinds = {kind.model_fields["benchmark"].default for kind in report.Report.__subclasses__()}
+    assert set(table.SAYINGS) == kinds
