@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,10 +51,17 @@ class Assembled:
     graphs: int
 
 
-def assemble(folders: Folders, wishes: Wishes, *, engine_type: type[Engine] = Engine) -> Assembled:
+def assemble(
+    folders: Folders,
+    wishes: Wishes,
+    *,
+    engine_type: type[Engine] = Engine,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Assembled:
     """An engine that has drawn with every model, in every state that a request can ask for.
 
-    Raises NoPlan, UnusableWeights, OSError, ValueError, and what torch raises.
+    tell: hears, in words for the operator, what is being done. Raises NoPlan, UnusableWeights, OSError, ValueError, and
+    what torch raises.
     """
     start = time.monotonic()
     if wishes.compile_cache is not None:
@@ -71,6 +79,7 @@ def assemble(folders: Folders, wishes: Wishes, *, engine_type: type[Engine] = En
     # Streamed blocks move while they compute, which the compiler does not know of.
     streamed = plan.recipe.transformers == "stream"
     compiled = not streamed and (wishes.compiled == "on" or (wishes.compiled == "auto" and device.type == "cuda"))
+    tell(f"loading {', '.join(folders.models)} (plan {plan.name})")
     parts = load_components(
         folders,
         device=device,
@@ -85,9 +94,10 @@ def assemble(folders: Folders, wishes: Wishes, *, engine_type: type[Engine] = En
     if device.type == "cpu":
         keep_freed_memory()
     loaded = time.monotonic()
+    tell("drawing a small picture with each model" + (", compiling first" if compiled else ""))
     warm_up(engine)
     if compiled:
-        warm_up_sizes(engine, max_pixels=plan.max_pixels)
+        warm_up_sizes(engine, max_pixels=plan.max_pixels, tell=tell)
         compile_no_more()
     return Assembled(
         engine=engine,

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .engine import Engine
+from .engine import Engine, Generated
 from .faults import FaultKind, classify, release_memory
-from .request import GenerationResult
 from .warmup import draw_small
 
 
@@ -31,7 +30,7 @@ class Fault:
 FOR_CLIENTS: frozenset[FaultKind] = frozenset({"input", "safety", "not_finite", "cancelled"})
 
 
-def attempt(engine: Engine, draw: Callable[[], GenerationResult]) -> GenerationResult | Fault:
+def attempt(engine: Engine, draw: Callable[[], Generated]) -> Generated | Fault:
     """What `draw` gives, or why it gives nothing. Raises nothing; memory is given back after a fault.
 
     draw: computes the request with `engine`; called twice at most.
@@ -48,13 +47,13 @@ def attempt(engine: Engine, draw: Callable[[], GenerationResult]) -> GenerationR
     return outcome
 
 
-def _try(draw: Callable[[], GenerationResult]) -> GenerationResult | Fault:
+def _try(draw: Callable[[], Generated]) -> Generated | Fault:
     """When this returns, the exception is gone, and with its traceback the tensors that it held."""
     try:
         return draw()
     except Exception as error:
         kind = classify(error)
-        return Fault(kind, str(error) if kind in FOR_CLIENTS else _describe(error))
+        return Fault(kind, str(error) if kind in FOR_CLIENTS else describe(error))
 
 
 def _judge(engine: Engine, fault: Fault) -> Fault:
@@ -69,11 +68,11 @@ def _try_small(engine: Engine) -> str | None:
     try:
         draw_small(engine, engine.model_names[0])
     except Exception as error:
-        return _describe(error)
+        return describe(error)
     return None
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Type, text and place in one line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno} in {place.name})"

@@ -156,6 +156,11 @@ class Engine:
     def _caches(self) -> tuple[TensorCache[Any], ...]:
         return self._parts.text.cache, self._parts.control.cache, self._parts.init.cache
 
+    def cache_counts(self) -> dict[str, tuple[int, int]]:
+        """Hits and misses so far, by the cache's name."""
+        named = zip(("text", "control", "init"), self._caches, strict=True)
+        return {name: (cache.hits, cache.misses) for name, cache in named}
+
     @property
     def plan_name(self) -> str:
         """Of the memory plan that holds now."""

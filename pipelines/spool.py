@@ -36,26 +36,32 @@ class Spool:
     folder: Path
     metadata: bool = True
 
-    def draw(
+    def draw(self, engine: Engine, request: GenerationRequest, *, name: str) -> GenerationResult:
+        """`compute` and `write`, one after the other."""
+        return self.write(self.compute(engine, request), request, name=name)
+
+    def compute(
         self,
         engine: Engine,
         request: GenerationRequest,
         *,
-        name: str,
         on_step: Callable[[StepReport], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> GenerationResult:
-        """Computes `request` and writes its pictures to the output folder, their names beginning with `name`.
+    ) -> Generated:
+        """Computes `request`, after which the device is free.
 
         Raises what Engine.generate raises, and BadRequest when a picture of the client cannot be read.
         """
-        generated = engine.generate(
+        return engine.generate(
             request,
             control_image=self._source("control_image", request.control_image),
             init_image=self._source("image", request.init_image),
             on_step=on_step,
             cancelled=cancelled,
         )
+
+    def write(self, generated: Generated, request: GenerationRequest, *, name: str) -> GenerationResult:
+        """Encodes the pictures into the output folder, their names beginning with `name`. Raises OSError."""
         start = time.perf_counter()
         # Several pictures are encoded at once, in threads: Pillow's encoders let go of the interpreter.
         images = tuple(_encoders.map(lambda drawn: self._image(drawn, generated, request, name), generated.images))

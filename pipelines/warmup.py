@@ -5,7 +5,7 @@ A size that is not warmed up is drawn all the same, only slower the first time; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from PIL import Image
@@ -35,14 +35,16 @@ def warm_up(engine: Engine) -> None:
         draw_small(engine, name)
 
 
-def warm_up_sizes(engine: Engine, *, max_pixels: int) -> None:
+def warm_up_sizes(engine: Engine, *, max_pixels: int, tell: Callable[[str], None] = lambda _: None) -> None:
     """Draws with every model in every tier one picture of each declared sequence length that there is memory for.
 
-    Two lengths also with a LoRA slot that is on and empty, where there are slots. Raises as `warm_up`.
+    Two lengths also with a LoRA slot that is on and empty, where there are slots. tell: hears what is being drawn.
+    Raises as `warm_up`.
     """
     for model in engine.model_names:
         sizes = [size for size in declared_sizes(model) if size[0] * size[1] <= max_pixels]
         for tier in engine.tiers:
+            tell(f"warming up {model}, tier {tier}: {len(sizes)} sizes")
             for width, height in sizes:
                 draw_small(engine, model, width, height, tier)
         with engine.rehearsing_loras(model) as has_slot:

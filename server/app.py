@@ -158,6 +158,7 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         run_limit_s=settings.run_limit_s,
         file_ttl_s=settings.file_ttl_s,
         min_free_bytes=settings.min_free_bytes,
+        on_done=app.state.metrics.worker_reported,
     )
     deadline = QueueDeadline(database, jobs, queue_ttl_s=settings.queue_ttl_s)
     sweeper = Sweeper(

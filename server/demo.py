@@ -161,15 +161,19 @@ def _base_of(process: subprocess.Popen[str]) -> str:
 
 
 def _wait_ready(process: subprocess.Popen[str], base: str) -> None:
-    until = time.monotonic() + START_LIMIT_S
+    until, detail = time.monotonic() + START_LIMIT_S, "its log says why"
     while time.monotonic() < until and process.poll() is None:
         try:
-            if httpx2.get(f"{base}/health/ready", trust_env=False).status_code == 200:
+            health = httpx2.get(f"{base}/health/ready", trust_env=False)
+            if health.status_code == 200:
                 return
+            detail = health.json()["detail"]
         except httpx2.TransportError:
             pass
+        if detail.startswith("load:"):  # it would be tried again and again
+            break
         time.sleep(0.1)
-    raise SystemExit("The server did not become ready; its log says why.")
+    raise SystemExit(f"The server did not become ready: {detail}")
 
 
 def _wait(process: subprocess.Popen[str]) -> int:

@@ -32,7 +32,8 @@ async def ready(request: Request) -> JSONResponse:
         "worker": worker.state.value,
         "models": list(services.models),
         "device": greeting.device if greeting and is_ready else None,
-        "memory_plan": greeting.plan if greeting and is_ready else None,
+        "memory_plan": worker.plan if greeting and is_ready else None,
+        "tiers": greeting.tiers if greeting and is_ready else [],
         "safety_checker": greeting.safety_checker if greeting and is_ready else None,
         "queued": services.jobs.count_queued(),
         "demo_weights": services.demo,
@@ -45,4 +46,5 @@ async def ready(request: Request) -> JSONResponse:
 def _why_not(services: Services) -> str:
     if not services.jobs.accepting:
         return "the server is shutting down"
-    return services.worker.alarm or services.worker.last_words or "the models are loading"
+    worker = services.worker
+    return worker.alarm or worker.last_words or worker.doing or "the models are loading"

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from .jobs.model import Job, Lane, State
+from .worker.protocol import Done
 from .worker.supervisor import WorkerState
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -92,17 +93,14 @@ class Metrics:
             if seconds is not None:
                 self._stage_s.labels(stage, job.request.model).observe(seconds)
 
-    def gpu_memory(self, kind: str, size_bytes: float) -> None:
-        """kind: such as allocated, reserved, peak."""
-        self._gpu.labels(kind).set(size_bytes)
-
-    def recompiles(self, count: int) -> None:
-        self._recompiles.set(count)
-
-    def cache_looked_up(self, cache: str, *, hits: int = 0, misses: int = 0) -> None:
-        """hits, misses: since the last report."""
-        self._cache.labels(cache, "hit").inc(hits)
-        self._cache.labels(cache, "miss").inc(misses)
+    def worker_reported(self, done: Done) -> None:
+        """What the worker says of itself with each picture."""
+        self._recompiles.set(done.recompiles)
+        for kind, size_bytes in done.memory_bytes.items():
+            self._gpu.labels(kind).set(size_bytes)
+        for outcome, counts in (("hit", done.hits), ("miss", done.misses)):
+            for cache, count in counts.items():
+                self._cache.labels(cache, outcome).inc(count)
 
     def render(self, moment: Moment) -> bytes:
         """Prometheus' text form."""

@@ -28,7 +28,14 @@ from server.errors import (
 from server.logs import describe_prompt
 from server.media.results import ResultFiles
 from server.worker.protocol import Done, Failed, Step, result_of, run_message
-from server.worker.supervisor import WorkerLost, WorkerNotReady, WorkerState, WorkerStuck, WorkerSupervisor
+from server.worker.supervisor import (
+    WorkerLost,
+    WorkerLostAfterDrawing,
+    WorkerNotReady,
+    WorkerState,
+    WorkerStuck,
+    WorkerSupervisor,
+)
 
 from .database import JobDatabase
 from .model import MAX_WORKER_DEATHS, Ending, Job, State
@@ -74,14 +81,18 @@ class Dispatcher:
         min_free_bytes: int = 0,
         file_ttl_s: float = float("inf"),
         clock: Clock = STEADY,
+        on_done: Callable[[Done], None] = lambda _: None,
     ) -> None:
+        """on_done: hears what the worker said of each finished job."""
+        self._on_done = on_done
         self._clock, self._run_limit_s, self._file_ttl_s = clock, run_limit_s, file_ttl_s
         self._room_bytes = min(min_free_bytes, RESULT_ROOM_BYTES)
         self._database, self._service, self._worker, self._results = database, service, worker, results
-        self._running: Job | None = None
+        self._running: dict[str, Job] = {}
+        """By id: the one that is drawn, and those before it whose pictures are still encoded or published."""
         self._claiming = False
         self._turns = Turns()
-        self._endings: set[asyncio.Task[None]] = set()
+        self._attempts: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._log_prompts = log_prompts
@@ -105,15 +116,15 @@ class Dispatcher:
         assert self._task is not None
         if self._claiming:
             await asyncio.wait([self._task], timeout=STOP_LIMIT_S)
-        if self._running:
-            await asyncio.wait([self._task], timeout=drain_limit_s)
-        if self._running:
-            self._worker.cancel(self._running.id, self._running.attempt)
-            await asyncio.wait([self._task], timeout=STOP_LIMIT_S)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        if self._endings:
-            await asyncio.wait(self._endings, timeout=STOP_LIMIT_S)
+        if self._attempts:
+            await asyncio.wait(self._attempts, timeout=drain_limit_s)
+        if self._attempts:
+            for job in self._running.values():
+                self._worker.cancel(job.id, job.attempt)
+            await asyncio.wait(self._attempts, timeout=STOP_LIMIT_S)
+        for task in (self._task, *self._attempts):
+            task.cancel()
+        await asyncio.gather(self._task, *self._attempts, return_exceptions=True)
         with suppress(ServerError):  # else the next start does it
             for job in await self._database.write(self._database.writer.recover, now=self._clock.now()):
                 self._service.settled(job)
@@ -128,13 +139,25 @@ class Dispatcher:
             if job is None:
                 await self._service.arrived.wait()
                 continue
-            self._running = job
             self._turns.took(job.request.model)
-            try:
-                with structlog.contextvars.bound_contextvars(job=job.id):
-                    await self._run(job, self._service.watch_of(job))
-            finally:
-                self._running = None
+            await self._begin(job)
+
+    async def _begin(self, job: Job) -> None:
+        """Runs the job in a task of its own. Returns when the worker can take another."""
+        drawn = asyncio.Event()
+        task = asyncio.create_task(self._attempt(job, drawn), name=f"attempt {job.id}")
+        self._attempts.add(task)
+        task.add_done_callback(self._attempts.discard)
+        await drawn.wait()
+
+    async def _attempt(self, job: Job, drawn: asyncio.Event) -> None:
+        self._running[job.id] = job
+        try:
+            with structlog.contextvars.bound_contextvars(job=job.id):
+                await self._run(job, self._service.watch_of(job), drawn)
+        finally:
+            del self._running[job.id]
+            drawn.set()
 
     async def _wait_for_room(self) -> None:
         told = False
@@ -166,7 +189,7 @@ class Dispatcher:
         greeting = self._worker.greeting
         return self._turns.preferred if greeting and greeting.takes_turns else None
 
-    async def _run(self, job: Job, watch: Watch) -> None:
+    async def _run(self, job: Job, watch: Watch, drawn: asyncio.Event) -> None:
         queue_s = self._clock.now() - watch.submitted
         if watch.cancel_requested:
             await self._finish(job, self._ending(State.CANCELLED, watch, queue_s, 0.0))
@@ -185,7 +208,9 @@ class Dispatcher:
 
         limit = self._start_run_limit(job, watch)
         try:
-            outcome = await self._worker.run(run_message(job.id, job.attempt, job.request), on_step)
+            outcome = await self._worker.run(run_message(job.id, job.attempt, job.request), on_step, drawn.set)
+        except WorkerLostAfterDrawing:
+            await self._requeue(job, worker_died=False)
         except WorkerNotReady:
             await self._write(self._database.writer.unclaim, job.id, job.attempt)
             self._service.arrived.set()
@@ -194,7 +219,8 @@ class Dispatcher:
         except WorkerLost as error:
             await self._lost(job, watch, queue_s, error)
         else:
-            self._end_in_background(job, watch, queue_s, outcome)
+            drawn.set()  # publishing takes some file syncs; the next job does not wait for them
+            await self._end(job, watch, queue_s, outcome)
         finally:
             if limit:
                 limit.cancel()
@@ -211,14 +237,9 @@ class Dispatcher:
 
         return asyncio.get_running_loop().call_later(self._run_limit_s, overrun)
 
-    def _end_in_background(self, job: Job, watch: Watch, queue_s: float, outcome: Done | Failed) -> None:
-        """Publishing takes some file syncs; the next job does not wait for them."""
-        task = asyncio.create_task(self._end(job, watch, queue_s, outcome))
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
-
     async def _end(self, job: Job, watch: Watch, queue_s: float, outcome: Done | Failed) -> None:
         if isinstance(outcome, Done):
+            self._on_done(outcome)
             await self._succeed(job, watch, queue_s, outcome)
         elif outcome.kind == "cancelled" and watch.overran:
             text = f"The job was stopped: it ran for longer than the {self._run_limit_s:g} s that this server allows."
@@ -310,5 +331,5 @@ class Dispatcher:
                 await asyncio.sleep(RETRY_S)
 
     def _cancel_running(self, job_id: str) -> None:
-        if self._running is not None and self._running.id == job_id:
-            self._worker.cancel(job_id, self._running.attempt)
+        if job := self._running.get(job_id):
+            self._worker.cancel(job_id, job.attempt)

@@ -5,24 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from .protocol import Done, Failed, Run, Step
+from .protocol import Done, Drawn, Failed, Run, Step
 from .step_limit import StepLimit
 
 
 class JobInHand:
-    """on_step is called with each step. on_stuck is called, with words, when none comes within the limit."""
+    """on_step is called with each step, on_drawn when the pictures are drawn and will be encoded.
+
+    on_stuck is called, with words, when nothing comes within the limit.
+    """
 
     def __init__(
-        self, run: Run, limit: StepLimit, *, on_step: Callable[[Step], None], on_stuck: Callable[[str], None]
+        self,
+        run: Run,
+        limit: StepLimit,
+        *,
+        on_step: Callable[[Step], None],
+        on_drawn: Callable[[], None] = lambda: None,
+        on_stuck: Callable[[str], None],
     ) -> None:
         self.run = run
         self.outcome: asyncio.Future[Done | Failed] = asyncio.get_running_loop().create_future()
-        self._limit, self._on_step, self._on_stuck = limit, on_step, on_stuck
+        self._limit, self._on_step, self._on_drawn, self._on_stuck = limit, on_step, on_drawn, on_stuck
         self._pixels = int(run.request.get("width", 0)) * int(run.request.get("height", 0))
         self._watchdog: asyncio.TimerHandle | None = None
         self._watch()
 
-    def concerns(self, message: Step | Done | Failed) -> bool:
+    def concerns(self, message: Step | Drawn | Done | Failed) -> bool:
         return (message.job, message.attempt) == (self.run.job, self.run.attempt)
 
     def progress(self, step: Step) -> None:
@@ -34,6 +43,11 @@ class JobInHand:
                 self._on_step(step)
             except Exception as error:
                 self.outcome.set_exception(error)
+
+    def drawn(self) -> None:
+        """Encoding has the time of a step."""
+        self._watch()
+        self._on_drawn()
 
     def conclude(self, message: Done | Failed) -> None:
         self._stop_watching()

@@ -14,9 +14,10 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from weights.demo import is_demo
 from weights.sources import ModelSources
@@ -27,10 +28,12 @@ from .protocol import (
     Cancel,
     Done,
     Down,
+    Drawn,
     Failed,
     Fatal,
     Hello,
     Load,
+    Loading,
     ProtocolError,
     Ready,
     Run,
@@ -43,8 +46,10 @@ from .protocol import (
 
 if TYPE_CHECKING:
     from pipelines.attempt import Fault
-    from pipelines.engine import Engine
+    from pipelines.engine import Engine, Generated
+    from pipelines.request import GenerationRequest
     from pipelines.spool import Spool
+    from pipelines.watch import StepReport
 
 FATAL_EXIT = 70
 
@@ -166,7 +171,12 @@ def _load(wire: Wire, load: Load) -> Engine:
         depth_estimator=load.depth_estimator_name,
         depth_map_mode=load.depth_map_mode,
     )
-    ready = assemble(Folders.from_json(asdict(load)), wishes, engine_type=_engine_type(load))
+    ready = assemble(
+        Folders.from_json(asdict(load)),
+        wishes,
+        engine_type=_engine_type(load),
+        tell=lambda doing: wire.send(Loading(doing=doing)),
+    )
     wire.send(
         Ready(
             version=PROTOCOL_VERSION,
@@ -201,14 +211,15 @@ def _engine_type(load: Load) -> type[Engine]:
 def _serve(wire: Wire, engine: Engine, spool: Spool) -> None:
     from pipelines.heap import give_back_freed_memory
 
+    runner = Runner(wire, engine, spool)
     kept_since: float | None = time.monotonic()
     while True:
         message = _next(wire, IDLE_S if kept_since is not None else None)
         if isinstance(message, Shutdown):
+            runner.finish()
             return
         if isinstance(message, Run):
-            _run(wire, engine, spool, message)
-            wire.forget(message)
+            runner.run(message)
             kept_since = time.monotonic() if kept_since is None else kept_since
         if kept_since is not None and (message is None or time.monotonic() - kept_since > LONGEST_KEPT_S):
             give_back_freed_memory()
@@ -223,31 +234,64 @@ def _next(wire: Wire, limit_s: float | None) -> Down | None:
         return None
 
 
-def _run(wire: Wire, engine: Engine, spool: Spool, run: Run) -> None:
-    from pipelines.attempt import Fault, attempt
-    from pipelines.request import GenerationRequest, GenerationResult
-    from pipelines.watch import StepReport
+class Runner:
+    """Draws one job after the other in this thread; a second thread encodes what was drawn."""
 
-    start = time.monotonic()
+    def __init__(self, wire: Wire, engine: Engine, spool: Spool) -> None:
+        from pipelines.figures import Figures
 
-    def report(step: StepReport) -> None:
-        wire.send(Step(job=run.job, attempt=run.attempt, step=step.step, steps=step.steps, step_s=step.step_s))
+        self._wire, self._engine, self._spool = wire, engine, spool
+        self._figures = Figures(engine)
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
-    def draw() -> GenerationResult:
-        return spool.draw(
-            engine,
-            GenerationRequest.from_json(run.request),
-            name=f"{run.job}.{run.attempt}",
-            on_step=report,
-            cancelled=lambda: wire.is_cancelled(run),
+    def run(self, run: Run) -> None:
+        """Draws the job and says so; its Done or Failed may come later."""
+        from pipelines.attempt import Fault, attempt
+        from pipelines.request import GenerationRequest
+
+        start = time.monotonic()
+        request = GenerationRequest.from_json(run.request)
+        outcome = attempt(self._engine, lambda: self._compute(run, request))
+        if isinstance(outcome, Fault):
+            self._end(run, _failure(self._wire, run, outcome, time.monotonic() - start))
+            return
+        figures = self._figures.take()
+        self._wire.send(Drawn(job=run.job, attempt=run.attempt))
+        self._encoder.submit(self._write, run, request, outcome, start, figures)
+
+    def finish(self) -> None:
+        """Waits for what is still being encoded."""
+        self._encoder.shutdown(wait=True)
+
+    def _compute(self, run: Run, request: GenerationRequest) -> Generated:
+        def report(step: StepReport) -> None:
+            self._wire.send(
+                Step(job=run.job, attempt=run.attempt, step=step.step, steps=step.steps, step_s=step.step_s)
+            )
+
+        return self._spool.compute(
+            self._engine, request, on_step=report, cancelled=lambda: self._wire.is_cancelled(run)
         )
 
-    outcome = attempt(engine, draw)
-    compute_s = time.monotonic() - start
-    if isinstance(outcome, Fault):
-        wire.send(_failure(wire, run, outcome, compute_s))
-    else:
-        wire.send(Done(job=run.job, attempt=run.attempt, result=outcome.to_json(), compute_s=compute_s))
+    def _write(
+        self, run: Run, request: GenerationRequest, generated: Generated, start: float, figures: dict[str, Any]
+    ) -> None:
+        from pipelines.attempt import Fault, describe
+        from pipelines.faults import classify
+
+        try:
+            result = self._spool.write(generated, request, name=f"{run.job}.{run.attempt}")
+        except Exception as error:
+            fault = Fault(classify(error), describe(error))
+            self._end(run, _failure(self._wire, run, fault, time.monotonic() - start))
+            return
+        compute_s = time.monotonic() - start
+        done = Done(job=run.job, attempt=run.attempt, result=result.to_json(), compute_s=compute_s, **figures)
+        self._end(run, done)
+
+    def _end(self, run: Run, message: Done | Failed) -> None:
+        self._wire.send(message)
+        self._wire.forget(run)
 
 
 def _failure(wire: Wire, run: Run, fault: Fault, compute_s: float) -> Failed:

@@ -4,7 +4,7 @@ One message is one line of JSON. Pictures cross as files in the spool folder. Th
 this file, so the same worker can serve another kind of queue on another machine.
 
     down   Load · Run · Cancel · Shutdown
-    up     Hello · Ready · Step · Done · Failed · Fatal
+    up     Hello · Loading · Ready · Step · Drawn · Done · Failed · Fatal
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pipelines.request import GenerationRequest, GenerationResult
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Switch = Literal["auto", "on", "off"]
 
@@ -84,6 +84,13 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """On the way to Ready. doing: what the worker is at, in words for the operator."""
+
+    doing: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """Loaded and warmed up: one small generation per model has run.
 
@@ -118,13 +125,31 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """The job is done with the device: the next Run may come while its pictures are encoded. Done or Failed follows."""
+
+    job: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """Finished. The result's files lie in the spool's output folder. compute_s: seconds from Run to here."""
+    """Finished. The result's files lie in the spool's output folder. compute_s: seconds from Run to here.
+
+    plan: name of the memory plan that holds now. recompiles: graphs that were compiled since Ready. memory_bytes: of
+    the device, by kind (allocated, reserved, peak of this job). hits, misses: of the caches, by name, since the last
+    Done.
+    """
 
     job: str
     attempt: int
     result: dict[str, Any]
     compute_s: float
+    plan: str = ""
+    recompiles: int = 0
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    hits: dict[str, int] = field(default_factory=dict)
+    misses: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +181,11 @@ class Fatal:
 
 
 Down = Load | Run | Cancel | Shutdown
-Up = Hello | Ready | Step | Done | Failed | Fatal
+Up = Hello | Loading | Ready | Step | Drawn | Done | Failed | Fatal
 
 _TYPES: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Load, Run, Cancel, Shutdown, Hello, Ready, Step, Done, Failed, Fatal)
+    kind.__name__: kind
+    for kind in (Load, Run, Cancel, Shutdown, Hello, Loading, Ready, Step, Drawn, Done, Failed, Fatal)
 }
 
 

@@ -19,7 +19,7 @@ import structlog
 from .child import COMMAND, Child, Spawn, spawn
 from .hiding import hide
 from .job import JobInHand
-from .protocol import Cancel, Done, Failed, Fatal, Load, Ready, Run, Shutdown, Step, Up
+from .protocol import Cancel, Done, Drawn, Failed, Fatal, Load, Loading, Ready, Run, Shutdown, Step, Up
 from .record import ALARM_FAILURES, ALARM_WINDOW_S, LifeRecord
 from .spare import Spare
 from .step_limit import StepLimit
@@ -41,6 +41,10 @@ class WorkerState(StrEnum):
 
 class WorkerLost(RuntimeError):
     """The worker process ended while it had a job."""
+
+
+class WorkerLostAfterDrawing(WorkerLost):
+    """The worker process ended while it encoded the job's pictures: another job, or nobody, was to blame."""
 
 
 class WorkerStuck(RuntimeError):
@@ -81,6 +85,8 @@ class WorkerSupervisor:
         self._verdict: Fatal | None = None
         """Why this supervisor ended the child, where it did."""
         self._job: JobInHand | None = None
+        self._encoding: list[JobInHand] = []
+        """Jobs that are drawn; their pictures are being encoded while the next one is drawn."""
         self._out_of_memory = 0
         self._ready = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -88,6 +94,10 @@ class WorkerSupervisor:
         self.greeting: Ready | None = None
         self.last_words = ""
         """Why the last worker ended, until another is ready."""
+        self.doing = ""
+        """What a worker that is not ready yet is at."""
+        self.plan = ""
+        """The memory plan that holds, which an out of memory may change."""
 
     @property
     def pid(self) -> int | None:
@@ -145,18 +155,23 @@ class WorkerSupervisor:
         self._lose_job(WorkerLost("the worker was stopped"))
 
     async def wait_ready(self) -> None:
-        """Returns when a worker has loaded and is idle."""
+        """Returns when a worker has loaded and its device is idle."""
         await self._ready.wait()
 
-    async def run(self, run: Run, on_step: Callable[[Step], None]) -> Done | Failed:
+    async def run(
+        self, run: Run, on_step: Callable[[Step], None], on_drawn: Callable[[], None] = lambda: None
+    ) -> Done | Failed:
         """Runs one job in the ready worker.
 
-        Raises WorkerNotReady when there is none, WorkerLost when it dies, WorkerStuck when it makes no step within the
-        limit and had to be ended. Cancelled, it asks the worker to stop the job.
+        on_drawn: called when the worker takes another job, before this one's pictures are encoded. Raises
+        WorkerNotReady when there is no ready worker, WorkerLost when it dies, WorkerStuck when it makes no step within
+        the limit and had to be ended. Cancelled, it asks the worker to stop the job.
         """
         if self.state is not WorkerState.READY or self._child is None or not self._child.alive:
             raise WorkerNotReady(f"the worker is {self.state.value}; wait_ready() tells when it takes a job")
-        self._job = job = JobInHand(run, self._steps, on_step=on_step, on_stuck=partial(self._end, "stuck"))
+        self._job = job = JobInHand(
+            run, self._steps, on_step=on_step, on_drawn=on_drawn, on_stuck=partial(self._end, "stuck")
+        )
         self._enter(WorkerState.BUSY)
         self._child.prompt = str(run.request.get("prompt", ""))
         self._child.send(run)
@@ -209,17 +224,38 @@ class WorkerSupervisor:
             loading.cancel()
 
     def _hear(self, child: Child, message: Up) -> None:
-        if isinstance(message, Ready) and self.state is WorkerState.STARTING:
-            self._greet(child, message)
-        elif isinstance(message, Step | Done | Failed) and self._job and self._job.concerns(message):
-            if isinstance(message, Step):
-                self._job.progress(message)
-            else:
-                self._conclude(child, self._job, message)
+        if isinstance(message, Loading | Ready):
+            if self.state is WorkerState.STARTING:
+                self._greet(child, message)
+        elif isinstance(message, Step | Drawn | Done | Failed):
+            known = (*self._encoding, *([self._job] if self._job else ()))
+            if job := next((job for job in known if job.concerns(message)), None):
+                self._hear_of(child, job, message)
 
-    def _greet(self, child: Child, ready: Ready) -> None:
-        self.greeting = ready
+    def _hear_of(self, child: Child, job: JobInHand, message: Step | Drawn | Done | Failed) -> None:
+        if isinstance(message, Step):
+            job.progress(message)
+        elif isinstance(message, Drawn):
+            self._set_free(child, job)
+        else:
+            self._conclude(child, job, message)
+
+    def _set_free(self, child: Child, job: JobInHand) -> None:
+        """The device is free for the next job, while this one's pictures are encoded."""
+        if job is self._job:
+            self._job, child.prompt = None, ""
+            self._encoding.append(job)
+            self._enter(WorkerState.READY)
+            job.drawn()
+
+    def _greet(self, child: Child, ready: Loading | Ready) -> None:
+        if isinstance(ready, Loading):
+            self.doing = ready.doing
+            log.info("worker is loading", doing=ready.doing)
+            return
+        self.greeting, self.doing = ready, ""
         self.last_words = ""
+        self.plan = ready.plan
         self._steps.warmed_up(ready.warmup_s)
         self._enter(WorkerState.READY)
         self._spare.prepare()
@@ -234,9 +270,15 @@ class WorkerSupervisor:
         log.info("memory plan", plan=ready.plan_line)
 
     def _conclude(self, child: Child, job: JobInHand, message: Done | Failed) -> None:
-        self._job, child.prompt = None, ""
-        self._enter(WorkerState.READY)
+        if job is self._job:
+            self._job, child.prompt = None, ""
+            self._enter(WorkerState.READY)
+        else:
+            self._encoding.remove(job)
         if isinstance(message, Done):
+            if message.plan and message.plan != self.plan:
+                log.warning("memory was short: a smaller plan holds until the worker's next start", plan=message.plan)
+                self.plan = message.plan
             self._out_of_memory = 0
             self._record.note_picture()
         elif message.kind == "out_of_memory":
@@ -268,8 +310,11 @@ class WorkerSupervisor:
 
     def _lose_job(self, error: Exception) -> None:
         job, self._job = self._job, None
+        encoding, self._encoding = self._encoding, []
         if job:
             job.lose(error)
+        for drawn in encoding:
+            drawn.lose(WorkerLostAfterDrawing(str(error)))
 
     def _enter(self, state: WorkerState) -> None:
         self.state = state

@@ -42,6 +42,8 @@ def main() -> None:
             plan_line="no models",
             max_pixels=2**24,
             takes_turns=False,
+            tiers=["exact"],
+            graphs=0,
         )
     )
     while isinstance(message := wire.inbox.get(), Run):

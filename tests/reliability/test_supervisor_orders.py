@@ -23,6 +23,7 @@ from server.worker.protocol import (
     PROTOCOL_VERSION,
     Cancel,
     Done,
+    Drawn,
     Failed,
     Fatal,
     Hello,
@@ -56,6 +57,7 @@ LOAD = Load(
     version=PROTOCOL_VERSION, models={}, depth_estimator=None, depth_estimator_name="x", depth_map_mode="auto",
     safety_concepts=None, nsfw_detector=None, upsampler=None, loras=None, depth_lora=None, depth_lora_scale=1.0,
     spool="x", metadata=True, device="x", dtype="auto", memory_plan="auto", memory_limit_bytes=None,
+    fast_tiers="auto", compiled="auto", compile_cache="x",
 )  # fmt: skip
 
 
@@ -91,6 +93,7 @@ class PlayedProcess:
         self.polite = False
         """Leaves when it is asked to."""
         self.run: Run | None = None
+        self.encoding: list[Run] = []
 
     def write(self, line: bytes) -> None:
         message = decode(line)
@@ -236,7 +239,7 @@ class Orders(RuleBasedStateMachine):
             process.greeted = version == PROTOCOL_VERSION
             ready = Ready(
                 version=version, models=["m"], device="x", safety_checker=False, load_s=0.1, warmup_s=0.1,
-                plan="p", plan_line="p", max_pixels=1, takes_turns=False,
+                plan="p", plan_line="p", max_pixels=1, takes_turns=False, tiers=["exact"], graphs=0,
             )  # fmt: skip
             self.do(lambda: process.say(ready))
 
@@ -260,7 +263,27 @@ class Orders(RuleBasedStateMachine):
             run, process.run = process.run, None
             self.do(lambda: process.say(Done(job=run.job, attempt=1, result={"by": process.pid}, compute_s=1.0)))
 
-    @rule(how=st.sampled_from(["finish", "finish", "out_of_memory", "input", "abandon", "die", "hang"]))
+    @rule()
+    def draw(self) -> None:
+        """The device is free; the pictures are encoded beside the next job."""
+        process = self.loaded()
+        if process and process.run:
+            run, process.run = process.run, None
+            process.encoding.append(run)
+            self.do(lambda: process.say(Drawn(job=run.job, attempt=1)))
+            assert self.worker.state is WorkerState.READY or process.returncode is not None
+
+    @rule(fails=st.booleans())
+    def encode(self, fails: bool) -> None:
+        process = self.loaded()
+        if process and process.encoding:
+            run = process.encoding.pop(0)
+            if fails:
+                self.do(lambda: process.say(Failed(job=run.job, attempt=1, kind="unknown", message="disk")))
+            else:
+                self.do(lambda: process.say(Done(job=run.job, attempt=1, result={}, compute_s=1.0)))
+
+    @rule(how=st.sampled_from(["finish", "draw", "draw", "out_of_memory", "input", "abandon", "die", "hang"]))
     def work(self, how: str) -> None:
         """A job and what becomes of it, in one: by chance alone these seldom follow each other."""
         if self.worker.state is WorkerState.STARTING:
@@ -268,6 +291,7 @@ class Orders(RuleBasedStateMachine):
         self.run()
         acts: dict[str, Callable[[], None]] = {
             "finish": self.finish,
+            "draw": self.draw,
             "abandon": self.abandon,
             "die": partial(self.die, 0, "kill"),
             "hang": partial(self.time_passes, STEP_LIMIT_S + 1),
@@ -318,8 +342,9 @@ class Orders(RuleBasedStateMachine):
             if not call.done():
                 process = self.loaded()
                 assert process is not None
-                assert process.run == run, "somebody waits for a job that nobody has"
-                assert self.worker.state is WorkerState.BUSY
+                if run not in process.encoding:
+                    assert process.run == run, "somebody waits for a job that nobody has"
+                    assert self.worker.state is WorkerState.BUSY
             elif not call.cancelled() and (error := call.exception()):
                 assert isinstance(error, WorkerNotReady | WorkerLost | WorkerStuck)
             elif not call.cancelled():

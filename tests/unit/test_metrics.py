@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipelines.request import GenerationRequest, GenerationResult
 from server.jobs.model import Job, Lane, State
 from server.metrics import Metrics, Moment
+from server.worker.protocol import Done
 from server.worker.supervisor import WorkerState
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -109,10 +111,9 @@ def test_requests_and_refusals_are_counted(metrics: Metrics) -> None:
 
 
 def test_what_the_worker_reports_is_told(metrics: Metrics) -> None:
-    metrics.gpu_memory("allocated", 5e9)
-    metrics.recompiles(3)
-    metrics.cache_looked_up("text", hits=2, misses=1)
-    metrics.cache_looked_up("text", hits=1)
+    done = Done(job="a", attempt=1, result={}, compute_s=1.0, recompiles=3, memory_bytes={"allocated": 5_000_000_000})
+    metrics.worker_reported(replace(done, hits={"text": 2}, misses={"text": 1}))
+    metrics.worker_reported(replace(done, hits={"text": 1}, misses={"text": 0}))
     samples = samples_of(metrics)
     assert value(samples, "flux_gpu_memory_bytes", kind="allocated") == 5e9
     assert value(samples, "flux_recompiles") == 3
