@@ -127,9 +127,9 @@ class ColdStartRow(Part):
     """One start of the server, all times from the start of its process.
 
     start: 1 is the first one, with an empty cache folder for compiled code; 2 keeps it. listening_s: the port is open.
-    live_s: /health/live answers. worker_started_s: the worker process exists. load_s: its imports and the loading of
-    weights; warmup_s: the small pictures after it. ready_s: /health/ready says so. first_picture_s: a first caller, who
-    asked when it was ready, has the whole picture; first_request_s is what that caller waited.
+    live_s: /health/live answers. worker_started_s: the worker process exists. imports_s: its interpreter and libraries;
+    load_s: plan and weights; warmup_s: the small pictures after it. ready_s: /health/ready says so. first_picture_s: a
+    first caller, who asked when it was ready, has the whole picture; first_request_s is what that caller waited.
     """
 
     start: int
@@ -137,6 +137,7 @@ class ColdStartRow(Part):
     listening_s: float
     live_s: float
     worker_started_s: float
+    imports_s: float
     load_s: float
     warmup_s: float
     ready_s: float

@@ -18,6 +18,7 @@ ON_ANY_MACHINE = (
     ("polls",),
     ("throughput", "--weights", "demo", "--model", "flux-depth-dev", "--jobs", "100", "--steps", "4"),
     ("cold_start", "--weights", "demo", "--model", "flux-depth-dev", "--steps", "4"),
+    ("load", "--weights", "demo"),
     ("latency", "--weights", "demo", "--side", "256,1024", "--steps", "4"),
 )
 
@@ -25,6 +26,7 @@ ON_A_CARD = (
     ("latency", "--weights", "random", "--tiers", "exact,fast,turbo", "--side", "512,1024", "--steps", "28"),
     ("throughput", "--weights", "random"),
     ("cold_start", "--weights", "random"),
+    ("load", "--weights", "random"),
 )
 
 SUITES = {"cpu": ON_ANY_MACHINE, "gpu": ON_A_CARD}

@@ -74,6 +74,10 @@ def _cold_start(row: Any) -> tuple[str, str]:
     return f"start {row.start}: ready, first picture", f"{row.ready_s} s, {row.first_picture_s} s"
 
 
+def _load(row: Any) -> tuple[str, str]:
+    return f"load: {row.phase}", f"median {row.median_s} s, {row.least_s} to {row.most_s} s"
+
+
 def _quality(row: Any) -> tuple[str, str] | None:
     if not row.offered:
         return None
@@ -89,6 +93,7 @@ SAYINGS: dict[str, Callable[[Any], tuple[str, str] | None]] = {
     "polls": _polls,
     "throughput": _throughput,
     "cold_start": _cold_start,
+    "load": _load,
     "quality": _quality,
 }
 

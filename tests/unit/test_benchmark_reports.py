@@ -26,6 +26,7 @@ ROW = ColdStartRow(
     listening_s=1,
     live_s=1,
     worker_started_s=1,
+    imports_s=1,
     load_s=1,
     warmup_s=1,
     ready_s=1,
