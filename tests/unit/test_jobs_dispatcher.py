@@ -37,7 +37,7 @@ class Worker:
     async def wait_ready(self) -> None:
         pass
 
-    async def run(self, run: Run, _: Any) -> Done | Failed:
+    async def run(self, run: Run, *_: Any) -> Done | Failed:
         return self._answer(run)
 
 

@@ -17,10 +17,12 @@ from server.worker import protocol
 from server.worker.protocol import (
     Cancel,
     Done,
+    Drawn,
     Failed,
     Fatal,
     Hello,
     Load,
+    Loading,
     ProtocolError,
     Ready,
     Run,
@@ -55,6 +57,8 @@ MESSAGES = [
     Cancel(job="a", attempt=3),
     Shutdown(),
     Hello(version=2),
+    Loading(doing="warming up"),
+    Drawn(job="a", attempt=3),
     filled(Ready, models=["flux-dev", "flux-depth-dev"], load_s=1.25),
     Step(job="a", attempt=3, step=1, steps=4, step_s=0.125),
     Done(job="a", attempt=3, result={"images": [], "timings_s": {"text": 0.1}}, compute_s=9.75),
@@ -90,7 +94,7 @@ def test_every_kind_of_message_is_tried_here() -> None:
 @pytest.mark.parametrize("kind", get_args(protocol.Up), ids=lambda kind: kind.__name__)
 def test_what_a_worker_says_of_a_job_names_the_attempt(kind: type[Any]) -> None:
     names = {field.name for field in fields(kind)}
-    assert kind in (Hello, Ready, Fatal) or {"job", "attempt"} <= names
+    assert kind in (Hello, Loading, Ready, Fatal) or {"job", "attempt"} <= names
 
 
 @pytest.mark.parametrize(
