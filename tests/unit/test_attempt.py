@@ -12,11 +12,11 @@ import torch
 
 from pipelines import attempt as attempt_module
 from pipelines.attempt import Fault, attempt
+from pipelines.engine import Generated
 from pipelines.fault_switches import FAULTS, find_fault
 from pipelines.faults import BadRequest, Cancelled
-from pipelines.request import GenerationResult
 
-RESULT = GenerationResult(images=())
+RESULT = Generated("a fox")
 
 
 class PlayedEngine:
@@ -32,11 +32,11 @@ class PlayedEngine:
         return self.shrinks >= 0
 
 
-def draws(*outcomes: Exception | GenerationResult) -> Callable[[], GenerationResult]:
+def draws(*outcomes: Exception | Generated) -> Callable[[], Generated]:
     """A job that ends like this, each time it is drawn."""
     left = iter(outcomes)
 
-    def draw() -> GenerationResult:
+    def draw() -> Generated:
         outcome = next(left)
         if isinstance(outcome, Exception):
             raise outcome
@@ -49,7 +49,7 @@ def out_of_memory() -> Exception:
     return torch.OutOfMemoryError("CUDA out of memory")
 
 
-def run(engine: Any, draw: Callable[[], GenerationResult]) -> GenerationResult | Fault:
+def run(engine: Any, draw: Callable[[], Generated]) -> Generated | Fault:
     return attempt(engine, draw)
 
 
@@ -87,7 +87,7 @@ def test_what_the_first_try_held_is_gone_before_the_second() -> None:
     class Held:
         pass
 
-    def draw() -> GenerationResult:
+    def draw() -> Generated:
         if held:
             assert held[0]() is None
             return RESULT
