@@ -38,7 +38,8 @@ def main() -> None:
     wire.send(Hello(version=PROTOCOL_VERSION))
     load = wire.inbox.get()
     assert isinstance(load, Load)
-    wire.send(filled(Ready, version=PROTOCOL_VERSION, models=list(load.models), device="none", max_pixels=2**24))
+    ready = {"models": list(load.models), "device": "none", "max_pixels": 2**24, "tiers": ["exact"]}
+    wire.send(filled(Ready, version=PROTOCOL_VERSION, **ready))
     while isinstance(message := wire.inbox.get(), Run):
         run(wire, message, Path(load.spool) / "outputs")
     os._exit(0)
