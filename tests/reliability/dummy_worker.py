@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +25,21 @@ from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Hello, Load, 
 STEP_S = 0.005
 
 
+def filled(kind: type[Any], **given: Any) -> Any:
+    """A message with what matters here; its other required fields hold something of their type."""
+    samples = {"str": "x", "int": 1, "float": 0.0, "bool": False, "dict": {}, "list": []}
+    required = [field for field in fields(kind) if field.default is field.default_factory]
+    return kind(**{field.name: samples.get(re.split(r"\W", str(field.type))[0], "auto") for field in required} | given)
+
+
 def main() -> None:
     wire = _take_streams()
     _leave_with_parent()
     wire.send(Hello(version=PROTOCOL_VERSION))
     load = wire.inbox.get()
     assert isinstance(load, Load)
-    wire.send(
-        Ready(
-            version=PROTOCOL_VERSION,
-            models=list(load.models),
-            device="none",
-            safety_checker=False,
-            load_s=0.0,
-            warmup_s=0.0,
-            plan="dummy",
-            plan_line="no models",
-            max_pixels=2**24,
-            takes_turns=False,
-            tiers=["exact"],
-            graphs=0,
-        )
-    )
+    ready = {"models": list(load.models), "device": "none", "max_pixels": 2**24, "tiers": ["exact"]}
+    wire.send(filled(Ready, version=PROTOCOL_VERSION, **ready))
     while isinstance(message := wire.inbox.get(), Run):
         run(wire, message, Path(load.spool) / "outputs")
     os._exit(0)

@@ -60,7 +60,8 @@ def test_twenty_submissions_at_once_finish_with_distinct_ids_and_never_go_back(s
 
 
 def test_a_killed_worker_leaves_http_up_and_the_job_is_drawn_again(run_server: Any) -> None:
-    with run_server() as server:
+    with run_server(spare_worker="true") as server:
+        server.wait_spare()
         request_id = server.submit("flux-dev", SLOW)
         until_drawing(server, request_id)
         pid = server.worker_pid()
@@ -75,6 +76,7 @@ def test_a_killed_worker_leaves_http_up_and_the_job_is_drawn_again(run_server: A
         result = server.finish(request_id)
         print(f"death noticed within {noticed_s * 1000:.0f} ms, new worker ready after {ready_s:.1f} s")
         assert noticed_s <= 0.25
+        assert ready_s <= 3.0
         assert set(states) == {"PROCESSING"}
         assert result["status"] == "COMPLETED"
         assert result["metrics"]["retry_count"] == 1

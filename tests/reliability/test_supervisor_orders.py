@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -53,12 +55,15 @@ LOAD_LIMIT_S = 600.0
 SETTLE_S = 0.5
 """Virtual; longer than it takes to notice a death."""
 
-LOAD = Load(
-    version=PROTOCOL_VERSION, models={}, depth_estimator=None, depth_estimator_name="x", depth_map_mode="auto",
-    safety_concepts=None, nsfw_detector=None, upsampler=None, loras=None, depth_lora=None, depth_lora_scale=1.0,
-    spool="x", metadata=True, device="x", dtype="auto", memory_plan="auto", memory_limit_bytes=None,
-    fast_tiers="auto", compiled="auto", compile_cache="x",
-)  # fmt: skip
+
+def filled(kind: type[Any], **given: Any) -> Any:
+    """A message with what matters here; its other required fields hold something of their type."""
+    samples = {"str": "x", "int": 1, "float": 0.0, "bool": False, "dict": {}, "list": []}
+    required = [field for field in fields(kind) if field.default is field.default_factory]
+    return kind(**{field.name: samples.get(re.split(r"\W", str(field.type))[0], "auto") for field in required} | given)
+
+
+LOAD = filled(Load, version=PROTOCOL_VERSION)
 
 
 class VirtualTime(asyncio.SelectorEventLoop):
@@ -237,10 +242,7 @@ class Orders(RuleBasedStateMachine):
         process = self.loaded()
         if process and not process.greeted:
             process.greeted = version == PROTOCOL_VERSION
-            ready = Ready(
-                version=version, models=["m"], device="x", safety_checker=False, load_s=0.1, warmup_s=0.1,
-                plan="p", plan_line="p", max_pixels=1, takes_turns=False, tiers=["exact"], graphs=0,
-            )  # fmt: skip
+            ready = filled(Ready, version=version, warmup_s=0.1)
             self.do(lambda: process.say(ready))
 
     @rule()

@@ -43,7 +43,7 @@ def filled(kind: type[Any], **given: Any) -> Any:
     """A message with what matters here; its other required fields hold something of their type."""
     samples = {"str": "x", "int": 1, "float": 0.5, "bool": True, "dict": {}, "list": [], "Switch": "auto"}
     required = [field for field in dataclasses.fields(kind) if field.default is field.default_factory]
-    return kind(**{field.name: samples[re.split(r"\W", str(field.type))[0]] for field in required} | given)
+    return kind(**{field.name: samples.get(re.split(r"\W", str(field.type))[0], "auto") for field in required} | given)
 
 
 IMPORTS = f"""
