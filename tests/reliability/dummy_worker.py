@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from pipelines.request import GenerationRequest, GenerationResult, OutputFile
+from pipelines.speed.tiers import EXACT
 from server.worker.main import Wire, _leave_with_parent, _take_streams
 from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Hello, Load, Ready, Run, Step
 
@@ -42,6 +43,8 @@ def main() -> None:
             plan_line="no models",
             max_pixels=2**24,
             takes_turns=False,
+            tiers=[EXACT.name],
+            graphs=0,
         )
     )
     while isinstance(message := wire.inbox.get(), Run):
