@@ -123,6 +123,7 @@ class Dispatcher:
         while not self._stopping:
             await self._worker.wait_ready()
             await self._wait_for_room()
+            await self._wait_for_publishing()
             self._service.arrived.clear()
             job = await self._claim()
             if job is None:
@@ -143,6 +144,11 @@ class Dispatcher:
                 log.error("the disk is full: no job is begun until there is space", room_bytes=self._room_bytes)
             told = True
             await asyncio.sleep(RETRY_S)
+
+    async def _wait_for_publishing(self) -> None:
+        """One picture may be published while the next is drawn, not more: a kill costs what is not published yet."""
+        while len(self._endings) > 1:
+            await asyncio.wait(self._endings, return_when=asyncio.FIRST_COMPLETED)
 
     def _full(self) -> bool:
         return self._results.free_bytes() < self._room_bytes
