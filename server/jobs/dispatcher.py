@@ -84,6 +84,7 @@ class Dispatcher:
         self._endings: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._stopped, self._hurry = asyncio.Event(), asyncio.Event()
         self._log_prompts = log_prompts
         service.on_cancel = self._cancel_running
 
@@ -96,17 +97,26 @@ class Dispatcher:
     async def stop(self, drain_limit_s: float) -> None:
         """Lets the running job finish within the limit, else stops it at a step and puts it back in the queue.
 
-        Calls that block on a job are then answered: nobody would wait for it after the restart.
+        Calls that block on a job are then answered: nobody would wait for it after the restart. Asked once more, it
+        waits no longer for the running job, and both calls return when all is done.
         """
         if self._stopping:
+            self._hurry.set()
+            await self._stopped.wait()
             return
         self._stopping = True
         self._service.arrived.set()
+        try:
+            await self._stop(drain_limit_s)
+        finally:
+            self._stopped.set()
+
+    async def _stop(self, drain_limit_s: float) -> None:
         assert self._task is not None
         if self._claiming:
             await asyncio.wait([self._task], timeout=STOP_LIMIT_S)
         if self._running:
-            await asyncio.wait([self._task], timeout=drain_limit_s)
+            await self._ended_or_hurried(drain_limit_s)
         if self._running:
             self._worker.cancel(self._running.id, self._running.attempt)
             await asyncio.wait([self._task], timeout=STOP_LIMIT_S)
@@ -118,6 +128,14 @@ class Dispatcher:
             for job in await self._database.write(self._database.writer.recover, now=self._clock.now()):
                 self._service.settled(job)
         self._service.release_waiters()
+
+    async def _ended_or_hurried(self, limit_s: float) -> None:
+        assert self._task is not None
+        hurried = asyncio.ensure_future(self._hurry.wait())
+        try:
+            await asyncio.wait([self._task, hurried], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurried.cancel()
 
     async def _dispatch(self) -> None:
         while not self._stopping:
