@@ -183,7 +183,8 @@ async def _run(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     )
 
     async def drain() -> None:
-        """Takes no new work, answers on, and returns when the running job is done or put back."""
+        """Takes no new work, answers on, and returns when the running job is done or put back: once called again, at
+        its next step."""
         jobs.stop_accepting()
         await dispatcher.stop(settings.drain_limit_s)
 

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
@@ -95,6 +95,7 @@ class Dispatcher:
         self._attempts: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._stopped, self._hurry = asyncio.Event(), asyncio.Event()
         self._log_prompts = log_prompts
         service.on_cancel = self._cancel_running
 
@@ -107,17 +108,26 @@ class Dispatcher:
     async def stop(self, drain_limit_s: float) -> None:
         """Lets the running job finish within the limit, else stops it at a step and puts it back in the queue.
 
-        Calls that block on a job are then answered: nobody would wait for it after the restart.
+        Calls that block on a job are then answered: nobody would wait for it after the restart. Asked once more, it
+        waits no longer for the running job, and both calls return when all is done.
         """
         if self._stopping:
+            self._hurry.set()
+            await self._stopped.wait()
             return
         self._stopping = True
         self._service.arrived.set()
+        try:
+            await self._stop(drain_limit_s)
+        finally:
+            self._stopped.set()
+
+    async def _stop(self, drain_limit_s: float) -> None:
         assert self._task is not None
         if self._claiming:
             await asyncio.wait([self._task], timeout=STOP_LIMIT_S)
         if self._attempts:
-            await asyncio.wait(self._attempts, timeout=drain_limit_s)
+            await self._ended_or_hurried(drain_limit_s)
         if self._attempts:
             for job in self._running.values():
                 self._worker.cancel(job.id, job.attempt)
@@ -130,10 +140,18 @@ class Dispatcher:
                 self._service.settled(job)
         self._service.release_waiters()
 
+    async def _ended_or_hurried(self, limit_s: float) -> None:
+        """Returns when nothing runs any more, when a second signal says not to wait, or when the time is over."""
+        ended: asyncio.Future[Any] = asyncio.gather(*self._attempts, return_exceptions=True)
+        hurried: asyncio.Future[Any] = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait([asyncio.shield(ended), hurried], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+
     async def _dispatch(self) -> None:
         while not self._stopping:
             await self._worker.wait_ready()
             await self._wait_for_room()
+            await self._wait_for_publishing()
             self._service.arrived.clear()
             job = await self._claim()
             if job is None:
@@ -166,6 +184,11 @@ class Dispatcher:
                 log.error("the disk is full: no job is begun until there is space", room_bytes=self._room_bytes)
             told = True
             await asyncio.sleep(RETRY_S)
+
+    async def _wait_for_publishing(self) -> None:
+        """One picture may be published while the next is drawn, not more: a kill costs what is not published yet."""
+        while len(self._attempts) > 1:
+            await asyncio.wait(self._attempts, return_when=asyncio.FIRST_COMPLETED)
 
     def _full(self) -> bool:
         return self._results.free_bytes() < self._room_bytes

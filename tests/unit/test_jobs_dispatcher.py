@@ -1,4 +1,4 @@
-"""The dispatcher when the store or a result fails it: no job hangs, and nothing inner is told."""
+"""The dispatcher when the store or a result fails it: no job hangs, nothing inner is told, nothing piles up."""
 
 from __future__ import annotations
 
@@ -102,3 +102,41 @@ def test_a_result_that_cannot_be_published_fails_its_job_and_shows_no_folder(
     job = final_job(tmp_path, done_with(result))
     assert (job.state, job.error_code) == (State.FAILED, "model_failed")
     assert str(tmp_path) not in (job.error_text or "")
+
+
+def test_pictures_that_cannot_be_published_do_not_pile_up(tmp_path: Path) -> None:
+    """One is published while the next is drawn; a kill costs no more than these two."""
+    drawn: list[str] = []
+
+    def draw(run: Run) -> Done:
+        drawn.append(run.job)
+        return Done(
+            job=run.job, attempt=run.attempt, result=GenerationResult(images=(ABSENT,)).to_json(), compute_s=1.0
+        )
+
+    async def run() -> None:
+        database = JobDatabase(tmp_path / "jobs.sqlite3")
+        service = JobService(database, queue_limit=9, result_ttl_s=3600.0)
+        go = asyncio.Event()
+        results = ResultFiles(tmp_path)
+        results.prepare()
+        results.publish = lambda _: go.wait()  # type: ignore[method-assign,assignment,return-value]
+        request = GenerationRequest(model="m", prompt="p", width=16, height=16, steps=1, guidance=1.0, seed=0)
+        for job in "abcdefgh":
+            await service.submit(NewJob(id=job, owner="ann", lane=Lane.BATCH, attached=False, request=request))
+        dispatcher = Dispatcher(database, service, Worker(draw), results)  # type: ignore[arg-type]
+        await dispatcher.start()
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while len(drawn) < 2:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # time enough for a third
+        finally:
+            dispatcher._task.cancel()  # type: ignore[union-attr]
+            for ending in dispatcher._attempts:
+                ending.cancel()
+            await asyncio.gather(*dispatcher._attempts, return_exceptions=True)
+            database.close()
+
+    asyncio.run(run())
+    assert drawn == ["a", "b"]
