@@ -55,7 +55,7 @@ class Worker:
         while self.state is not WorkerState.READY:
             await asyncio.sleep(0.001)
 
-    async def run(self, run: Run, _: Any) -> Done | Failed:
+    async def run(self, run: Run, *_: Any) -> Done | Failed:
         self.runs.append(run)
         return await self._outcome.get()
 
