@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from .components import Folders, load_components, measure_folders, pick_device
 from .depth_catalogue import DEFAULT_ESTIMATOR, resolve_mode
@@ -25,7 +23,7 @@ class Wishes:
 
     device: auto, cpu, cuda, cuda:1, mps. dtype: auto, bfloat16, float32. memory_plan: auto or a plan's name.
     memory_limit_bytes: of the device. fast_tiers: fp8 copies for the fast tiers. compiled: blocks compiled before the
-    engine is ready. compile_cache: folder for what the compiler makes, so that the next start finds it.
+    engine is ready.
     """
 
     device: str = "auto"
@@ -34,7 +32,6 @@ class Wishes:
     memory_limit_bytes: int | None = None
     fast_tiers: Switch = "auto"
     compiled: Switch = "auto"
-    compile_cache: Path | None = None
     depth_estimator: str = DEFAULT_ESTIMATOR
     depth_map_mode: str = "auto"
 
@@ -64,9 +61,6 @@ def assemble(
     what torch raises.
     """
     start = time.monotonic()
-    if wishes.compile_cache is not None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(wishes.compile_cache / "inductor")
-        os.environ["TRITON_CACHE_DIR"] = str(wishes.compile_cache / "triton")
     device = pick_device(wishes.device)
     plan, dtype = plan_here(
         partial(measure_folders, folders),

@@ -160,6 +160,11 @@ def _load(wire: Wire, load: Load) -> Engine:
     from pipelines.assembly import Wishes, assemble
     from pipelines.components import Folders
 
+    # What the compiler makes is kept for the next start; it looks here when it begins to compile.
+    os.environ |= {
+        "TORCHINDUCTOR_CACHE_DIR": f"{load.compile_cache}/inductor",
+        "TRITON_CACHE_DIR": f"{load.compile_cache}/triton",
+    }
     wishes = Wishes(
         device=load.device,
         dtype=load.dtype,
@@ -167,7 +172,6 @@ def _load(wire: Wire, load: Load) -> Engine:
         memory_limit_bytes=load.memory_limit_bytes,
         fast_tiers=load.fast_tiers,
         compiled=load.compiled,
-        compile_cache=Path(load.compile_cache),
         depth_estimator=load.depth_estimator_name,
         depth_map_mode=load.depth_map_mode,
     )

@@ -27,8 +27,9 @@ class Load:
     models: `weights.sources.ModelSources` as JSON, by model name; the folders are None where there is nothing to load.
     depth_estimator_name, depth_map_mode: as in `pipelines.depth_catalogue`; the mode may be "auto".
     metadata: write into each picture how it was made. memory_plan: a plan's name, or auto. memory_limit_bytes: of the
-    device, None for all that is free. fast_tiers, compiled, compile_cache: as in `pipelines.assembly`. fault_switches:
-    let a prompt ask for a fault, as `pipelines.fault_switches` says; demo weights only.
+    device, None for all that is free. fast_tiers, compiled: as in `pipelines.assembly`. compile_cache: folder for what
+    the compiler makes. fault_switches: let a prompt ask for a fault, as `pipelines.fault_switches` says; demo weights
+    only.
     """
 
     version: int
