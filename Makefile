@@ -56,4 +56,4 @@ openapi: venv
 
 # Pinned versions for every platform, without index addresses. Needs uv.
 lock:
-	uv pip compile --universal --python-version 3.11 --all-extras --no-header --no-annotate --upgrade pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate --upgrade pyproject.toml -o requirements.lock
