@@ -1,8 +1,8 @@
-"""The API is what its checked-in description says: schemathesis sends what fits it and what does not, and follows links.
+"""The API is what its checked-in description says: schemathesis sends what fits it, what does not, and follows links.
 
-Two of its checks do not fit this dialect and are left out. It asks that whatever fits a schema is accepted, but not every
-text is a picture or a URL that may be fetched; and that whatever does not fit is refused, but Segmind's clients send
-numbers as text and fields that nobody knows, and that is promised to work.
+Two of its checks do not fit this dialect and are left out. It asks that whatever fits a schema is accepted, but not
+every text is a picture or a URL that may be fetched; and that whatever does not fit is refused, but Segmind's clients
+send numbers as text and fields that nobody knows, and that is promised to work.
 """
 
 from __future__ import annotations
