@@ -18,7 +18,7 @@ from weights.locate import Located, WantedEstimator, locate
 from . import health
 from .accounts import Accounts
 from .admin import AdminDoor
-from .api import admin, files, metrics, refusals
+from .api import admin, description, files, metrics, refusals
 from .api.segmind import replies, routes
 from .guard import Guard
 from .jobs.database import JobDatabase
@@ -68,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.admin:
         app.include_router(admin.router)
     app.include_router(routes.router)
+    description.complete(app)
     refusals.install(app)
     app.state.admin_door = AdminDoor(settings.data_dir) if settings.admin else None
     app.add_middleware(

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
+from .api import description
+from .errors import Forbidden
 from .services import Services, services_of
 
 router = APIRouter(prefix="/health", tags=["health"])
 
 
-@router.get("/live", summary="The process answers")
+@with_config(ConfigDict(extra="forbid"))
+class Live(TypedDict):
+    status: Literal["live"]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Health(TypedDict):
+    """`detail` says why it is not ready; what only a ready worker knows is null until then."""
+
+    status: Literal["ready", "not ready"]
+    worker: Literal["starting", "ready", "busy", "down", "stopped"]
+    models: list[str]
+    device: str | None
+    memory_plan: str | None
+    safety_checker: bool | None
+    queued: int
+    demo_weights: bool
+    problems: list[str]
+    detail: str | None
+
+
+@router.get(
+    "/live",
+    summary="The process answers",
+    responses={**description.success(Live), **description.errors(Forbidden)},
+)
 async def live() -> dict[str, str]:
     return {"status": "live"}
 
@@ -20,7 +49,11 @@ async def live() -> dict[str, str]:
 @router.get(
     "/ready",
     summary="A worker has loaded the models and drawn a small picture",
-    responses={503: {"description": "Not yet, or not any more; `detail` says why"}},
+    responses={
+        **description.success(Health),
+        **description.errors(Forbidden),
+        503: {"model": Health, "description": "Not yet, or not any more; `detail` says why"},
+    },
 )
 async def ready(request: Request) -> JSONResponse:
     services = services_of(request)

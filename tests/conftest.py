@@ -186,6 +186,8 @@ def run_server(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             yield server
         finally:
             server.stop()
+        # Over the whole run of the tests: whatever they do, no key comes into a log.
+        assert not [key for key in (KEY, OTHER_KEY, POOR_KEY) if key in server.log()]
 
     return run
 

@@ -8,13 +8,23 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from server.api import description
+from server.errors import Forbidden, Unauthorized, Unavailable
 from server.metrics import Moment
 from server.services import Services, services_of
 
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=Response,
+    responses={
+        200: {"description": "Prometheus' text form", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **description.errors(Unauthorized, Forbidden, Unavailable),
+    },
+)
 async def metrics(request: Request) -> Response:
     services = services_of(request)
     disk_bytes = await asyncio.to_thread(services.disk_bytes)

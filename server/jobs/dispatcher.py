@@ -329,14 +329,6 @@ class Dispatcher:
             log.warning("ending of an old attempt dropped", job=job.id, attempt=job.attempt)
             return False
         self._service.settled(finished)
-        log.info(
-            "job ended",
-            job=job.id,
-            state=finished.state.value,
-            error=finished.error_code,
-            compute_s=round(ending.compute_s, 3),
-            total_s=round(ending.total_s, 3),
-        )
         return True
 
     async def _write(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -9,12 +9,16 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from server.clock import STEADY, Clock
 from server.errors import NotFound, Unavailable
 
 from .database import JobDatabase
 from .model import Expiry, Idempotency, Job, Lane, NewJob, State
 from .store import check_same
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,15 @@ class JobService:
         return self._watches.setdefault(job.id, Watch(min(job.submitted_at, self._clock.now())))
 
     def settled(self, job: Job) -> None:
-        """The job is final: wakes everyone who waits for it."""
+        """The job is final, whoever ended it: says so in the log, and wakes everyone who waits for it."""
+        log.info(
+            "job ended",
+            job=job.id,
+            state=job.state.value,
+            error=job.error_code,
+            compute_s=round(job.compute_s or 0.0, 3),
+            total_s=round(job.total_s or 0.0, 3),
+        )
         watch = self._watches.pop(job.id, None)
         if watch:
             watch.final = job

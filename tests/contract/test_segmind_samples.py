@@ -137,7 +137,7 @@ def test_v2_replies_have_exactly_the_documented_shapes(server: Any) -> None:
         "seed": "46588",
     }
     assert isinstance(result["images"][0]["file_size"], str)
-    assert set(result["timings"]) == {"text", "denoise", "decode", "safety", "encode"}
+    assert set(result["timings"]) == {"text", "place", "denoise", "decode", "safety", "encode"}
     assert "error" not in result
     assert server.get(f"/v1/requests/{request_id}").json() == server.get(f"/v2/requests/{request_id}").json()
 

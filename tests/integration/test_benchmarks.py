@@ -24,11 +24,11 @@ TWO_CORES = pytest.mark.skipif(
     [
         ("latency", ["--tiers", "exact,fast"]),
         ("quality", ["--tiers", "exact,turbo"]),
-        ("throughput", []),
-        ("cold_start", []),
         ("load", []),
-        ("overhead", ["--sides", "server"]),
-        pytest.param("polls", [], marks=TWO_CORES),
+        pytest.param("throughput", [], marks=pytest.mark.soak),
+        pytest.param("cold_start", [], marks=pytest.mark.soak),
+        pytest.param("overhead", ["--sides", "server"], marks=pytest.mark.soak),
+        pytest.param("polls", [], marks=[TWO_CORES, pytest.mark.soak]),
     ],
 )
 def test_it_runs_and_reports(benchmark: str, options: list[str], demo_weights: Path, tmp_path: Path) -> None:

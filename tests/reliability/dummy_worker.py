@@ -1,7 +1,7 @@
 """A worker without torch: the real worker's end of the line, grey pictures instead of an engine.
 
 It is there in a tenth of a second, so that deaths can be had by the dozen. A prompt may say `[step_s=0.2]`, or
-`[hang]` or `[exit]`, which it does after the first step.
+`[fail]`, `[hang]` or `[exit]`, which it does after the first step.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ def run(wire: Wire, run: Run, outputs: Path) -> None:
             return
         time.sleep(float(wanted[1]) if wanted else STEP_S)
         wire.send(Step(job=run.job, attempt=run.attempt, step=step, steps=request.steps, step_s=STEP_S))
+        if "[fail]" in request.prompt:
+            wire.send(Failed(job=run.job, attempt=run.attempt, kind="unknown", message="as it was asked to"))
+            return
         if "[hang]" in request.prompt:
             threading.Event().wait()
         if "[exit]" in request.prompt:

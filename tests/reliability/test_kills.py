@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
+import pytest
 
 SLOW = {"prompt": "x", "steps": 50}
 
@@ -59,6 +60,7 @@ def test_twenty_submissions_at_once_finish_with_distinct_ids_and_never_go_back(s
     assert all(server.status(request_id)["status"] == "COMPLETED" for request_id in ids)
 
 
+@pytest.mark.soak
 def test_a_killed_worker_leaves_http_up_and_the_job_is_drawn_again(run_server: Any) -> None:
     with run_server(spare_worker="true") as server:
         server.wait_spare()
@@ -83,6 +85,7 @@ def test_a_killed_worker_leaves_http_up_and_the_job_is_drawn_again(run_server: A
         assert server.worker_pid() != pid
 
 
+@pytest.mark.soak
 def test_a_job_that_sees_two_workers_die_is_502_and_the_next_one_succeeds(run_server: Any) -> None:
     with run_server() as server, ThreadPoolExecutor(1) as caller:
         poisonous = caller.submit(server.post, "/v1/flux-dev", json=SLOW)
@@ -98,6 +101,7 @@ def test_a_job_that_sees_two_workers_die_is_502_and_the_next_one_succeeds(run_se
         assert server.finish(good)["status"] == "COMPLETED"
 
 
+@pytest.mark.soak
 def test_a_killed_server_loses_no_accepted_job(run_server: Any) -> None:
     with run_server() as server:
         ids = [server.submit("flux-dev", SLOW), *(server.submit("flux-depth-dev", QUICK) for _ in range(4))]
@@ -137,6 +141,7 @@ def test_a_caller_who_hangs_up_cancels_its_blocking_call(run_server: Any) -> Non
         until(lambda: "state=cancelled" in server.log(), 5, "the job ended as cancelled")
 
 
+@pytest.mark.soak
 def test_sigterm_lets_the_running_job_finish_and_keeps_the_rest(run_server: Any) -> None:
     with run_server() as server:
         ids = [server.submit("flux-dev", {"prompt": "x", "steps": 10}) for _ in range(3)]

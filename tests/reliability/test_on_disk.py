@@ -24,7 +24,7 @@ from proofs.waiting import until
 CALLS = "pwrite64,write,writev,sendto,sendmsg,fsync,fdatasync,sync_file_range"
 CLIENTS = 4
 
-_LINE = re.compile(r"(?P<thread>\d+) (?:<\.\.\. (?P<resumed>\w+) resumed>|(?P<call>\w+)\()(?P<rest>.*)")
+_LINE = re.compile(r"(?P<thread>\d+) +(?:<\.\.\. (?P<resumed>\w+) resumed>|(?P<call>\w+)\()(?P<rest>.*)")
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 _ID = re.compile(_UUID)
 _ANSWERED = re.compile(rf'request_id\\":\s?\\"({_UUID})')

@@ -12,13 +12,24 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from server.accounts import MICRO
+from server.api import description
 from server.api.public_url import public_base
-from server.errors import Conflict, InsufficientCredits, InvalidInput, NotFound, Unavailable, WaitTimeout, job_error
+from server.errors import (
+    Conflict,
+    Forbidden,
+    InsufficientCredits,
+    InvalidInput,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+    WaitTimeout,
+    job_error,
+)
 from server.jobs.model import Job, State
 from server.media.results import MEDIA_TYPES
 from server.services import Services, caller_of, services_of
 
-from . import replies
+from . import replies, reply_types
 from .accept import wants_image
 from .body import read_body
 from .catalogue import model_information_list, request_body_openapi
@@ -27,6 +38,35 @@ from .intake import accept, check_disk, take_picture
 from .models import MODELS, SegmindCall
 
 MOST_UPLOADS = 16
+
+PICTURES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in sorted(set(MEDIA_TYPES.values()))}
+RESPONSES = {
+    "v1": {
+        **description.success(reply_types.Drawn, "The picture, as JSON or as its bytes", content=PICTURES),
+        **description.errors(*description.WAITING),
+    },
+    "v2": {
+        **description.success(
+            reply_types.Submitted, "Accepted and on disk", links=description.follow_ups("v2_status", "v2_result")
+        ),
+        **description.errors(*description.SUBMITTING),
+        402: {
+            "model": reply_types.ErrorBody,
+            "description": "Insufficient credits, where FLUX_NO_CREDITS_STATUS_V2=402.",
+        },
+    },
+    "status": {
+        **description.success(reply_types.STATUS, "Its state"),
+        **description.errors(*description.READING),
+        422: {"model": reply_types.FailedJob, "description": "It failed or was cancelled."},
+    },
+    "result": {
+        **description.success(reply_types.RESULT, "Its result; its state until there is one"),
+        **description.errors(*description.READING),
+        422: {"model": reply_types.FailedJob, "description": "It failed or was cancelled."},
+    },
+}
+"""What the operations answer, for the API's description."""
 
 router = APIRouter(tags=["segmind"])
 
@@ -73,11 +113,17 @@ for _slug, _model in MODELS.items():
             operation_id=f"{_version}_{_slug.replace('-', '_')}",
             summary=f"{_model.title} ({'blocking' if _version == 'v1' else 'submit'})",
             description=_model.description,
+            responses=RESPONSES[_version],
             openapi_extra={"requestBody": request_body_openapi(_slug), "parameters": [HEADER_OPENAPI]},
         )
 
 
-@router.get("/v2/requests/{request_id}/status", summary="State of a v2 request; 422 when it FAILED")
+@router.get(
+    "/v2/requests/{request_id}/status",
+    operation_id="v2_status",
+    summary="State of a v2 request; 422 when it FAILED",
+    responses=RESPONSES["status"],
+)
 async def status(request: Request, request_id: str) -> Response:
     services = services_of(request)
     job = _find(request, services, request_id)
@@ -86,20 +132,37 @@ async def status(request: Request, request_id: str) -> Response:
     return JSONResponse(body, replies.status_code(job))
 
 
-@router.get("/v2/requests/{request_id}", summary="Result of a v2 request; its state until there is one")
+@router.get(
+    "/v2/requests/{request_id}",
+    operation_id="v2_result",
+    summary="Result of a v2 request; its state until there is one",
+    responses=RESPONSES["result"],
+)
 async def result(request: Request, request_id: str) -> Response:
     services = services_of(request)
     return _result(request, services, _find(request, services, request_id))
 
 
-@router.get("/v1/requests/{request_id}", summary="The same, under its older address")
+@router.get(
+    "/v1/requests/{request_id}",
+    operation_id="v1_result",
+    summary="The same, under its older address",
+    responses=RESPONSES["result"],
+)
 async def legacy_result(request: Request, request_id: str) -> Response:
     services = services_of(request)
     missing = f"Output for this request ID {request_id[:100]} Not Found"
     return _result(request, services, _find(request, services, request_id, missing))
 
 
-@router.get("/v1/get-user-credits", summary="Balance of the caller in USD")
+@router.get(
+    "/v1/get-user-credits",
+    summary="Balance of the caller in USD",
+    responses={
+        **description.success(reply_types.Credits),
+        **description.errors(Unauthorized, Forbidden, Unavailable),
+    },
+)
 async def credits(request: Request) -> dict[str, float]:
     return {"credits": _balance(request, services_of(request)) / MICRO, "free-credits": 0.0}
 
@@ -107,6 +170,7 @@ async def credits(request: Request) -> dict[str, float]:
 @router.post(
     "/upload-asset",
     summary="Keep pictures, given as data URIs or multipart files, and get URLs to pass as control_image",
+    responses={**description.success(reply_types.Uploaded), **description.errors(*description.UPLOADING)},
     openapi_extra={
         "requestBody": {
             "content": {
@@ -137,7 +201,11 @@ async def upload_asset(request: Request) -> dict[str, Any]:
     return {"file_urls": urls, "message": "Files uploaded successfully"}
 
 
-@router.get("/inference-model-information/list", summary="The models of this server and their parameters")
+@router.get(
+    "/inference-model-information/list",
+    summary="The models of this server and their parameters",
+    responses={**description.success(reply_types.ModelList), **description.errors(Forbidden)},
+)
 async def models(request: Request) -> dict[str, Any]:
     present = services_of(request).models
     return model_information_list(slug for slug, model in MODELS.items() if model.engine_model in present)
