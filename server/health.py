@@ -30,6 +30,7 @@ class Health(TypedDict):
     models: list[str]
     device: str | None
     memory_plan: str | None
+    tiers: list[str]
     safety_checker: bool | None
     queued: int
     demo_weights: bool
