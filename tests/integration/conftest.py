@@ -181,3 +181,21 @@ def write(folder: Path, files: Files) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     return folder
+
+
+@pytest.fixture
+def lora_folder(tmp_path: Path, demo_weights: Path) -> Path:
+    """A folder with one LoRA for both demo transformers, in diffusers' names."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+    from safetensors.torch import save_file
+
+    network = FluxTransformer2DModel.from_pretrained(demo_weights / "FLUX.1-dev" / "transformer")
+    draw_from = torch.Generator().manual_seed(0)
+    state = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, torch.nn.Linear) and ".attn.to_q" in name:
+            state[f"transformer.{name}.lora_A.weight"] = torch.randn(4, layer.in_features, generator=draw_from)
+            state[f"transformer.{name}.lora_B.weight"] = torch.randn(layer.out_features, 4, generator=draw_from)
+    save_file(state, tmp_path / "style.safetensors")
+    return tmp_path

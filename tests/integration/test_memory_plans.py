@@ -115,23 +115,6 @@ def test_a_lora_survives_its_transformer_leaving(demo_weights: Path, lora_folder
     assert not torch.equal(plain, alone)
 
 
-@pytest.fixture
-def lora_folder(tmp_path: Path, demo_weights: Path) -> Path:
-    """A folder with one LoRA for the demo transformer, in diffusers' names."""
-    from diffusers import FluxTransformer2DModel
-    from safetensors.torch import save_file
-
-    network = FluxTransformer2DModel.from_pretrained(demo_weights / "FLUX.1-dev" / "transformer")
-    draw_from = torch.Generator().manual_seed(0)
-    state = {}
-    for name, layer in network.named_modules():
-        if isinstance(layer, torch.nn.Linear) and ".attn.to_q" in name:
-            state[f"transformer.{name}.lora_A.weight"] = torch.randn(4, layer.in_features, generator=draw_from)
-            state[f"transformer.{name}.lora_B.weight"] = torch.randn(layer.out_features, 4, generator=draw_from)
-    save_file(state, tmp_path / "style.safetensors")
-    return tmp_path
-
-
 def test_shrinking_gives_up_caches_and_then_places(demo_weights: Path, expected: list[torch.Tensor]) -> None:
     engine = Engine(load(demo_weights, BY_NAME["resident"]))
     drawn = [draw_with(engine, model, prompt) for model, prompt in ALTERNATING]
