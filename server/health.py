@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from .api import description
 from .errors import Forbidden
 from .services import Services, services_of
+from .worker.supervisor import WorkerState
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -26,7 +27,7 @@ class Health(TypedDict):
     """`detail` says why it is not ready; what only a ready worker knows is null until then."""
 
     status: Literal["ready", "not ready"]
-    worker: Literal["starting", "ready", "busy", "down", "stopped"]
+    worker: WorkerState
     models: list[str]
     device: str | None
     memory_plan: str | None
@@ -61,9 +62,9 @@ async def ready(request: Request) -> JSONResponse:
     worker = services.worker
     greeting = worker.greeting
     is_ready = services.ready
-    body: dict[str, Any] = {
+    body: Health = {
         "status": "ready" if is_ready else "not ready",
-        "worker": worker.state.value,
+        "worker": worker.state,
         "models": list(services.models),
         "device": greeting.device if greeting and is_ready else None,
         "memory_plan": worker.plan if greeting and is_ready else None,

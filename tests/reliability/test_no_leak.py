@@ -127,6 +127,13 @@ def slope_mib_per_h(samples: list[Sample]) -> float:
     return line.slope / MIB * 3600
 
 
+def quarters_mib(samples: list[Sample]) -> str:
+    """Median memory of each quarter of the time, which shows whether growth comes to an end."""
+    size = max(1, len(samples) // 4)
+    parts = [samples[begin : begin + size] for begin in range(0, 4 * size, size)]
+    return ", ".join(f"{statistics.median(sample.rss_bytes for sample in part) / MIB:.1f}" for part in parts)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(RUN_S + 900)
 def test_nothing_grows_while_every_tenth_request_is_a_fault(run_server: Any) -> None:
@@ -147,8 +154,7 @@ def test_nothing_grows_while_every_tenth_request_is_a_fault(run_server: Any) -> 
         missing = (accepted.keys() | load.acknowledged) - ended.keys()
         print(
             f"R18: {done} requests in {RUN_S:.0f} s ({done / RUN_S:.1f}/s; with the {warm} of the warm-up"
-            f" {dict(load.sent)}); memory {samples[0].rss_bytes / MIB:.1f} to {samples[-1].rss_bytes / MIB:.1f} MiB,"
-            f" slope {slope:.2f} MiB/h;"
+            f" {dict(load.sent)}); memory by quarter {quarters_mib(samples)} MiB, slope {slope:.2f} MiB/h;"
             f" (descriptors, threads) {before} to {after}; log of the database {wal_mib:.1f} MiB at most;"
             f" {len(accepted)} accepted, ended as {dict(endings)}, {len(missing)} unaccounted"
         )
