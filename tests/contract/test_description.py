@@ -94,7 +94,7 @@ def paths_of() -> list[str]:
 
 
 def test_the_api_matches_its_description(run_server: Any, tmp_path: Path) -> None:
-    prove(run_server, tmp_path, examples=4, limit_s=12, at_least=4)
+    prove(run_server, tmp_path, examples=4, limit_s=8, at_least=4)
 
 
 @pytest.mark.soak

@@ -114,6 +114,7 @@ def test_a_queue_holds_so_many_and_no_more(run_server: Any) -> None:
         server.submit("flux-depth-dev", depth("[step_s=60]"))
         until(lambda: server.get("/health/ready").json()["queued"] == 0, 20, "the worker has taken it")
         replies = [server.post("/v2/flux-depth-dev", json=depth()) for _ in range(QUEUE + 1)]
+        server.kill()  # nobody waits for that step
     statuses = [reply.status_code for reply in replies]
     print(f"R21: {QUEUE} may wait: {statuses}")
     assert statuses == [200] * QUEUE + [429]

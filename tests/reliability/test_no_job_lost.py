@@ -66,7 +66,7 @@ def kill_again_and_again(server: Any, *, cycles: int, chance: random.Random) -> 
     for cycle in range(cycles):
         with Load(server) as load:
             until(lambda: load.acknowledged, 30, "something is accepted")
-            time.sleep(chance.uniform(0.0, 0.8))  # the moment of the kill, which is what varies
+            time.sleep(chance.uniform(0.0, 0.6))  # the moment of the kill, which is what varies
             kill_group(server) if cycle % 2 else server.kill()
         acknowledged += load.acknowledged
         began = time.monotonic()
