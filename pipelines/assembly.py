@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from .components import Folders, load_components, measure_folders, pick_device
 from .depth_catalogue import DEFAULT_ESTIMATOR, resolve_mode
 from .engine import Engine
+from .faults import release_memory
 from .heap import keep_freed_memory
 from .memory.planning import Switch, plan_here
 from .memory.plans import Plan
-from .speed.blocks import compile_no_more, graphs_compiled
+from .speed.blocks import compile_no_more, compile_nothing, graphs_compiled
 from .warmup import warm_up, warm_up_sizes
 
 
@@ -62,6 +65,8 @@ def assemble(
     """
     start = time.monotonic()
     device = pick_device(wishes.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # events, counters and kernels without a device of their own go there
     plan, dtype = plan_here(
         partial(measure_folders, folders),
         device,
@@ -70,9 +75,7 @@ def assemble(
         limit_bytes=wishes.memory_limit_bytes,
         fast=wishes.fast_tiers,
     )
-    # Streamed blocks move while they compute, which the compiler does not know of.
-    streamed = plan.recipe.transformers == "stream"
-    compiled = not streamed and (wishes.compiled == "on" or (wishes.compiled == "auto" and device.type == "cuda"))
+    compiled = _compiles(plan, wishes, device)
     tell(f"loading {', '.join(folders.models)} (plan {plan.name})")
     parts = load_components(
         folders,
@@ -89,10 +92,15 @@ def assemble(
         keep_freed_memory()
     loaded = time.monotonic()
     tell("drawing a small picture with each model" + (", compiling first" if compiled else ""))
-    warm_up(engine)
+    if compiled and not _compiled_warm_up(engine, tell, must=wishes.compiled == "on"):
+        compiled = False
+        compile_nothing()
+        release_memory()
     if compiled:
         warm_up_sizes(engine, max_pixels=plan.max_pixels, tell=tell)
         compile_no_more()
+    else:
+        warm_up(engine)
     return Assembled(
         engine=engine,
         plan=plan,
@@ -101,3 +109,23 @@ def assemble(
         warmup_s=time.monotonic() - loaded,
         graphs=graphs_compiled(),
     )
+
+
+def _compiles(plan: Plan, wishes: Wishes, device: torch.device) -> bool:
+    # Streamed blocks move while they compute, which the compiler does not know of.
+    if plan.recipe.transformers == "stream":
+        return False
+    return wishes.compiled == "on" or (wishes.compiled == "auto" and device.type == "cuda")
+
+
+def _compiled_warm_up(engine: Engine, tell: Callable[[str], None], *, must: bool) -> bool:
+    """Whether the blocks can be compiled here: without a C compiler, triton or a kind of weights that it can read they
+    cannot, and are slower, not useless. must: raise what is wrong instead."""
+    try:
+        warm_up(engine)
+    except Exception as error:
+        if must:
+            raise
+        tell(f"blocks cannot be compiled here ({type(error).__name__}: {str(error)[:200]}); going on without")
+        return False
+    return True

@@ -153,11 +153,14 @@ def load_components(
     estimator = None
     if folders.depth_estimator:
         estimator = load_estimator(depth_estimator, folders.depth_estimator, helpers, depth_map_mode)
-    transformers = _load_transformers(folders, models, place.get(recipe.transformers, host), dtype, recipe.precision)
+    home = place.get(recipe.transformers, host)
+    transformers = _load_transformers(folders, models, home, dtype, recipe.precision, card=device)
     clip = load_clip(shared.clip, device=place.get(recipe.text, host), dtype=dtype)
     t5 = load_t5(shared.t5, device=place.get(recipe.text, host), dtype=dtype)
     shelves = {} if recipe.transformers == "stream" else _shelves(transformers, folders.loras, compiled=compiled)
-    copies = {name: fast_copy(network, shelves.get(name)) for name, network in transformers.items()} if fast else {}
+    copies = (
+        {name: fast_copy(network, shelves.get(name), device) for name, network in transformers.items()} if fast else {}
+    )
     parts = Components(
         device=device,
         dtype=dtype,
@@ -193,13 +196,11 @@ def quicken(parts: Components, *, compiled: bool) -> None:
     """Best kernels and compiled blocks for every transformer, last of all."""
     networks = {id(network): network for network in (*parts.transformers.values(), *parts.fast.values())}
     for network in networks.values():
-        if (backend := attention_backend(parts.device)) != NATIVE:
+        head_dim = int(network.config.attention_head_dim)
+        if (backend := attention_backend(parts.device, parts.dtype, head_dim)) != NATIVE:
             use_attention(network, backend)
         if compiled:
             compile_blocks(network)
-    if parts.device.type == "cuda":
-        # Convolutions on a card prefer this order in memory; on the CPU it would change how they round.
-        parts.vae.to(memory_format=torch.channels_last)
 
 
 def measure_folders(folders: Folders, value_bytes: int) -> Footprint:
@@ -227,9 +228,11 @@ def _load_transformers(
     device: torch.device,
     dtype: torch.dtype,
     precision: Precision,
+    *,
+    card: torch.device,
 ) -> dict[str, Any]:
     transformers = {
-        name: _load_transformer(sources.transformer, device, dtype, precision) for name, sources in models.items()
+        name: _load_transformer(sources.transformer, device, dtype, precision, card) for name, sources in models.items()
     }
     if folders.depth_lora and FLUX_DEPTH_DEV.name not in transformers:
         dev = transformers[FLUX_DEV.name]
@@ -237,14 +240,17 @@ def _load_transformers(
     return transformers
 
 
-def _load_transformer(source: Source, device: torch.device, dtype: torch.dtype, precision: Precision) -> Any:
-    """In the precision of the plan, unless its file is quantised already."""
+def _load_transformer(
+    source: Source, device: torch.device, dtype: torch.dtype, precision: Precision, card: torch.device
+) -> Any:
+    """In the precision of the plan, unless its file is quantised already. card: what computes, if not `device`."""
     if is_quantised(source):
         return load_transformer(source, device=device, dtype=dtype)
     if precision == "nf4":
-        return load_transformer(source, device=pick_device(), dtype=dtype, storage="nf4")
+        # Made on the card, and off it again before the next one comes: two may not fit together.
+        return load_transformer(source, device=card, dtype=dtype, storage="nf4").to(device)
     transformer = load_transformer(source, device=device, dtype=dtype)
-    hold_in(transformer, precision)
+    hold_in(transformer, precision, card)
     return transformer
 
 

@@ -39,7 +39,7 @@ class Figures:
 
 def _device_memory() -> dict[str, int]:
     """Empty where there is no card. The peak is the one since the last call."""
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     memory = {
         "allocated": torch.cuda.memory_allocated(),

@@ -34,14 +34,15 @@ class Fp8Linear(nn.Module):
     weight: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
-        """Takes the values of `linear`, which is left as it is."""
+    def __init__(self, linear: nn.Linear, on: torch.device | None = None) -> None:
+        """Takes the values of `linear`, which is left as it is. on: what computes them, None for where they lie."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         with torch.inference_mode(False), torch.no_grad():
-            weight, scale = to_fp8(linear.weight)
-            self.weight = nn.Parameter(weight, requires_grad=False)
-            self.scale = nn.Parameter(scale, requires_grad=False)
+            home = linear.weight.device
+            weight, scale = to_fp8(linear.weight.to(on or home))
+            self.weight = nn.Parameter(weight.to(home), requires_grad=False)
+            self.scale = nn.Parameter(scale.to(home), requires_grad=False)
         self.bias = linear.bias
         self.multiplies_in_fp8 = False
 
@@ -71,12 +72,12 @@ def to_fp8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (wide / scale).clamp(-LARGEST, LARGEST).to(FP8), scale
 
 
-def hold_linears(module: nn.Module, wanted: Callable[[str], bool]) -> None:
+def hold_linears(module: nn.Module, wanted: Callable[[str], bool], on: torch.device | None = None) -> None:
     """Replaces every plain nn.Linear whose path is `wanted` by its Fp8Linear, in place, one after the other."""
     for path, layer in list(module.named_modules()):
         if type(layer) is nn.Linear and wanted(path):
             parent, _, name = path.rpartition(".")
-            setattr(module.get_submodule(parent), name, Fp8Linear(layer))
+            setattr(module.get_submodule(parent), name, Fp8Linear(layer, on))
 
 
 def fp8_layers(module: nn.Module) -> list[Fp8Linear]:
@@ -94,3 +95,14 @@ def multiplying_in_fp8(module: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.multiplies_in_fp8 = False
+
+
+def multiplies_in_fp8(device: torch.device) -> bool:
+    """Whether this torch has a kernel for it on this card: which one it takes, and what for, differs by version."""
+    layer = Fp8Linear(nn.Linear(64, 64, device=device, dtype=torch.bfloat16).requires_grad_(False))
+    layer.multiplies_in_fp8 = True
+    try:
+        with torch.inference_mode():
+            return bool(layer(torch.ones(32, 64, device=device, dtype=torch.bfloat16)).isfinite().all())
+    except (RuntimeError, ValueError, NotImplementedError):
+        return False

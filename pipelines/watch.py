@@ -34,7 +34,7 @@ class Watch:
     ) -> None:
         self._steps, self._reported = steps, 0
         self._on_step, self._cancelled = on_step, cancelled
-        self._pace = Pace(device)
+        self._pace, self._device = Pace(device), device
         self._last_s = time.perf_counter()
         self.timings_s: dict[str, float] = {}
 
@@ -44,8 +44,8 @@ class Watch:
         self._obey()
         start = time.perf_counter()
         yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         self.timings_s[name] = self.timings_s.get(name, 0.0) + time.perf_counter() - start
 
     @contextmanager

@@ -15,6 +15,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from torch.multiprocessing.reductions import StorageWeakRef
+
 from ..cache import TensorCache, tensor_bytes
 from ..faults import BadRequest
 from .branch import Branch, attach, layer_shapes
@@ -52,7 +54,7 @@ class LoraShelf:
         self._shapes = layer_shapes(transformer)
         self._slot: dict[str, Branch] = {path: attach(transformer, path, max_rank) for path in self._shapes}
         self._content: list[tuple[Key, float]] | None = None
-        self._filled_at = 0
+        self._filled_at: StorageWeakRef | None = None
         self._twins: list[Branch] = []
         self.cache = TensorCache[LoraWeights](max_bytes, lambda weights: weights.size_bytes)
 
@@ -109,9 +111,13 @@ class LoraShelf:
             self._fill([(weights, scale) for _, weights, scale in parts])
             self._content, self._filled_at = content, self._place()
 
-    def _place(self) -> int:
-        """Where the slot's values lie now: a transformer that left the device and came back has an old slot."""
-        return next(iter(self._slot.values())).down.data_ptr() if self._slot else 0
+    def _place(self) -> StorageWeakRef | None:
+        """Where the slot's values lie now: a transformer that left the device and came back has an old slot.
+
+        Not an address: a card's allocator gives the same one again. A weak reference keeps its storage's identity.
+        """
+        first = next(iter(self._slot.values()), None)
+        return StorageWeakRef(first.down.untyped_storage()) if first else None  # type: ignore[no-untyped-call]
 
     def _check_ranks(self, parts: list[tuple[Key, LoraWeights, float]]) -> None:
         rank = sum(max(layer.rank for layer in weights.layers.values()) for _, weights, _ in parts)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from ..fp8 import multiplies_in_fp8
 from .budget import device_budget_bytes, host_budget_bytes
 from .footprint import Footprint, Precision
 from .plans import NoPlan, Plan, choose_plan, with_fast_copies
@@ -62,7 +63,7 @@ def fp8_products(device: torch.device, fast: Switch = "auto") -> bool:
     """Whether the fast tiers are wanted here: as `fast` says, or where the card has units for fp8 (8.9 and above)."""
     if fast != "auto":
         return fast == "on"
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_FP8
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_FP8 and multiplies_in_fp8(device)
 
 
 def lacking() -> frozenset[Precision]:

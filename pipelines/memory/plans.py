@@ -122,8 +122,9 @@ RECIPES = (
 
 RESIDENT = RECIPES[0]
 
-STREAMED_SHARE = 3 / 57
-"""Of a streamed network on the card at one time: the block that computes, the next one, and one that leaves, of 57."""
+STREAMED_SHARE = 3 / 35
+"""Of a streamed network on the card at one time: the block that computes, the next one, and one that leaves. A double
+block of FLUX.1 is a 35th of it."""
 
 
 class NoPlan(ValueError):

@@ -17,6 +17,8 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
+PINNED_PIECE_BYTES = 1024**3
+
 
 class Lodger:
     """Modules that come to the device together."""
@@ -26,7 +28,7 @@ class Lodger:
         tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in self._modules)
         # Two modules may share tensors, as a depth model made by a LoRA shares flux-dev's.
         self._tensors = list({id(tensor): tensor for tensor in tensors}.values())
-        self._movable_by_value = all(type(tensor.data) is torch.Tensor for tensor in self._tensors)
+        self._movable_by_value = all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in self._tensors)
         self._home: list[torch.Tensor] | None = None
         self.present = False
 
@@ -37,20 +39,24 @@ class Lodger:
             self._move("cpu")
             return
         if self._home is None:
-            pin = self._device.type == "cuda"
-            self._home = [_to_host(tensor.data, pin=pin) for tensor in self._tensors]
+            pinned = _Pinned(sum(tensor.nbytes for tensor in self._tensors)) if self._device.type == "cuda" else None
+            with torch.inference_mode(False), torch.no_grad():
+                self._home = [_to_host(tensor.data, pinned) for tensor in self._tensors]
         self._point_at(self._home)
 
     def come(self) -> None:
         """Copies the values to the device; where they are there already, nothing is done."""
         if self.present:
             return
-        if self._movable_by_value:
-            assert self._home is not None
-            with torch.inference_mode(False):
+        try:
+            if self._movable_by_value:
+                assert self._home is not None
                 self._point_at(tensor.to(self._device, non_blocking=True) for tensor in self._home)
-        else:
-            self._move(self._device)
+            else:
+                self._move(self._device)
+        except BaseException:
+            self.settle()  # what had come already would stay and be nobody's
+            raise
         self.present = True
 
     def leave(self) -> None:
@@ -142,7 +148,7 @@ def stream(module: Any, device: torch.device, *, plenty_of_host_memory: bool) ->
     """
     on_card = device.type == "cuda"
     apply_group_offloading(
-        module,
+        _holder_of_blocks(module),
         onload_device=device,
         offload_device=torch.device("cpu"),
         offload_type="block_level",
@@ -154,11 +160,46 @@ def stream(module: Any, device: torch.device, *, plenty_of_host_memory: bool) ->
     )
 
 
-def _to_host(value: torch.Tensor, *, pin: bool) -> torch.Tensor:
-    host = value.to("cpu")
-    if not pin:
-        return host
+def _holder_of_blocks(module: nn.Module) -> nn.Module:
+    """diffusers looks for blocks among a module's own children only; T5's lie in its encoder, which has all of it."""
+    weights = {id(weight) for weight in module.parameters()}
+    for child in module.children():
+        has_blocks = any(isinstance(grandchild, nn.ModuleList) for grandchild in child.children())
+        if has_blocks and {id(weight) for weight in child.parameters()} == weights:
+            return child
+    return module
+
+
+class _Pinned:
+    """Pinned memory for `size_bytes` of tensors, in large pieces.
+
+    torch rounds each pinned allocation up to a power of two (ATen/core/CachingHostAllocator.h); FLUX.1's matrices, each
+    by itself, would take 1.6 times their bytes.
+    """
+
+    _ALIGNMENT = 512
+
+    def __init__(self, size_bytes: int) -> None:
+        self._left = size_bytes
+        self._piece = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def hold(self, value: torch.Tensor) -> torch.Tensor:
+        """A pinned copy of a contiguous tensor. Raises RuntimeError where no more can be pinned."""
+        if self._used + value.nbytes > len(self._piece):
+            wanted = max(min(self._left, PINNED_PIECE_BYTES), value.nbytes)
+            self._piece = torch.empty(1 << (wanted - 1).bit_length(), dtype=torch.uint8, pin_memory=True)
+            self._used = 0
+        place = self._piece[self._used : self._used + value.nbytes].view(value.dtype).view(value.shape)
+        self._used += -(-value.nbytes // self._ALIGNMENT) * self._ALIGNMENT
+        self._left -= value.nbytes
+        return place.copy_(value)
+
+
+def _to_host(value: torch.Tensor, pinned: _Pinned | None) -> torch.Tensor:
+    if pinned is None or not value.nbytes or not value.is_contiguous():
+        return value.to("cpu")
     try:
-        return host.pin_memory()
+        return pinned.hold(value)
     except RuntimeError:
-        return host  # pinned memory is a limited good; copies from elsewhere are slower, not wrong
+        return value.to("cpu")  # pinned memory is a limited good; copies from elsewhere are slower, not wrong

@@ -36,3 +36,8 @@ def graphs_compiled() -> int:
 def compile_no_more() -> None:
     """From now on what has no graph yet runs as it is: nobody waits for a compiler while a request runs."""
     torch.compiler.set_stance("eager_on_recompile")
+
+
+def compile_nothing() -> None:
+    """From now on every block runs as it is, compiled or not."""
+    torch.compiler.set_stance("force_eager")

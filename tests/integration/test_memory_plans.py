@@ -12,6 +12,7 @@ from PIL import Image
 from pipelines.components import Components, Folders, load_components
 from pipelines.engine import Engine, SourceImage
 from pipelines.memory.plans import RECIPES, Recipe
+from pipelines.memory.residency import Lodger, _holder_of_blocks
 from pipelines.request import GenerationRequest, Lora
 
 CPU = torch.device("cpu")
@@ -101,7 +102,18 @@ def test_visitors_leave_after_an_error(demo_weights: Path, monkeypatch: pytest.M
     assert parts.residency.on_device() == frozenset()
 
 
-def test_a_lora_survives_its_transformer_leaving(demo_weights: Path, lora_folder: Path) -> None:
+def come_as_copies(lodger: Lodger) -> None:
+    """As on a card: what is there are copies, which are dropped when it leaves."""
+    if not lodger.present:
+        assert lodger._home is not None
+        lodger._point_at([value.clone() for value in lodger._home])
+        lodger.present = True
+
+
+def test_a_lora_survives_its_transformer_leaving(
+    demo_weights: Path, lora_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lodger, "come", come_as_copies)
     wanted = {"loras": (Lora(name="style"),)}
     alone = draw(load(demo_weights, BY_NAME["resident"], loras=lora_folder), **wanted)
     parts = load(demo_weights, BY_NAME["lean"], loras=lora_folder)
@@ -111,8 +123,14 @@ def test_a_lora_survives_its_transformer_leaving(demo_weights: Path, lora_folder
     styled = [draw(parts, prompt="a", **wanted)]
     draw(parts, "flux-depth-dev", prompt="between")
     styled.append(draw(parts, prompt="a", **wanted))
-    assert all(torch.equal(picture, alone) for picture in styled)
-    assert not torch.equal(plain, alone)
+    # Copies lie elsewhere in memory, where the processor's products may round the last bit differently.
+    assert all(farthest(picture, alone) <= 1 for picture in styled)
+    assert farthest(plain, alone) > 1
+
+
+def farthest(one: torch.Tensor, other: torch.Tensor) -> int:
+    """The largest difference of two pictures, in levels."""
+    return int((one.int() - other.int()).abs().max())
 
 
 def test_shrinking_gives_up_caches_and_then_places(demo_weights: Path, expected: list[torch.Tensor]) -> None:
@@ -134,3 +152,30 @@ def test_shrinking_ends(demo_weights: Path) -> None:
     draw_with(engine, "flux-dev", "a")
     assert engine.shrink()  # what the prompt left in the cache
     assert not engine.shrink()
+
+
+def test_who_comes_only_half_way_goes_home_again(demo_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = load(demo_weights, BY_NAME["swap"])
+    lodger = parts.residency._lodgers["flux-dev"]
+    home = [value.data_ptr() for value in lodger._home or ()]
+    arrive = lodger._point_at
+
+    def run_out(values: Any) -> None:
+        monkeypatch.setattr(lodger, "_point_at", arrive)
+        lodger._tensors[0].data = next(iter(values)).clone()
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(lodger, "_point_at", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        parts.residency.bring("flux-dev")
+    assert parts.residency.on_device() == frozenset()
+    assert [value.data_ptr() for value in lodger._tensors] == home
+    draw(parts)
+
+
+def test_every_network_that_streams_does_so_block_by_block(demo_weights: Path) -> None:
+    parts = load(demo_weights, BY_NAME["resident"])
+    clip, t5 = parts.text.modules
+    assert _holder_of_blocks(t5) is t5.encoder
+    assert _holder_of_blocks(parts.transformers["flux-dev"]) is parts.transformers["flux-dev"]
+    assert _holder_of_blocks(clip) is not None

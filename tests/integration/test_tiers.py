@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import components, warmup
+from pipelines import assembly, components, warmup
 from pipelines.assembly import Wishes, assemble
 from pipelines.components import Components, Folders, load_components
 from pipelines.engine import Engine, Generated, SourceImage
@@ -207,6 +207,31 @@ def test_warming_up_leaves_nothing_to_compile_for_any_declared_size(
         for tier in ready.engine.tiers:
             ready.engine.generate(replace(request, tier=tier))
         assert graphs_compiled() == ready.graphs
+    finally:
+        torch.compiler.set_stance("default")
+        torch._dynamo.reset()
+
+
+def test_where_nothing_can_be_compiled_the_engine_is_ready_all_the_same(
+    demo_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    torch._dynamo.reset()
+    compile_really = blocks.compile_blocks
+    monkeypatch.setattr(components, "compile_blocks", lambda network: compile_really(network, backend=no_compiler))
+    monkeypatch.setattr(assembly, "_compiles", lambda *_: True)
+    folders = Folders(models={"flux-dev": demo_weights / "FLUX.1-dev"})
+    told: list[str] = []
+    try:
+        ready = assemble(folders, Wishes(device="cpu", dtype="float32"), tell=told.append)
+        assert any("cannot be compiled here" in doing and "C compiler" in doing for doing in told)
+        request = GenerationRequest(model="flux-dev", prompt="a", width=64, height=64, steps=1, guidance=3.5, seed=1)
+        assert ready.engine.generate(request).images
+        torch.compiler.set_stance("default")
+        with pytest.raises(Exception, match="C compiler"):
+            assemble(folders, Wishes(device="cpu", dtype="float32", compiled="on"))
     finally:
         torch.compiler.set_stance("default")
         torch._dynamo.reset()

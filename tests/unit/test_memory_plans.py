@@ -54,7 +54,7 @@ def test_a_chosen_plan_fits_and_the_ones_before_it_do_not(card: int) -> None:
 
 
 def test_nothing_fits_and_the_text_says_what_would() -> None:
-    with pytest.raises(NoPlan, match=r"3\.2 GB of device memory .* stream-fp8, takes 3\.8 and 36\.6 GB"):
+    with pytest.raises(NoPlan, match=r"3\.2 GB of device memory .* stream-fp8, takes 4\.2 and 36\.6 GB"):
         plan(3, lacking=("nf4",))
 
 
