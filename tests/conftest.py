@@ -19,9 +19,15 @@ import pytest
 # Before torch is imported anywhere: waiting threads that spin make tests several times slower on shared cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# A run that a shell has put into the background ignores Ctrl-C, and would hand that on to the processes it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 KEY = "SG_0123456789abcdef"
 OTHER_KEY = "SG_fedcba9876543210"
 POOR_KEY = "SG_00000000000000aa"
+
+DUMMY = Path(__file__).parent / "reliability" / "dummy_server.py"
 
 START_LIMIT_S = 120.0
 
@@ -173,13 +179,16 @@ def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_server(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A context manager that runs a server of its own with the settings given; `program` stands for `-m server`.
 
-    data_dir: the server's folder, a new one without it.
+    data_dir: the server's folder, a new one without it. dummy: with a worker that needs no torch and draws grey, where
+    pictures do not matter.
     """
 
     @contextmanager
     def run(*, wait_ready: bool = True, data_dir: Path | None = None, **settings: Any) -> Iterator[ServerProcess]:
         settings.setdefault("api_keys", KEY)
         settings.setdefault("min_free_bytes", "0")
+        if settings.pop("dummy", False):
+            settings["program"] = (str(DUMMY),)
         server = ServerProcess(demo_weights, data_dir or tmp_path_factory.mktemp("server") / "data", **settings)
         try:
             server.start(wait_ready=wait_ready)

@@ -110,7 +110,7 @@ def test_a_disk_that_fills_below_the_floor_at_once_is_507_and_spoils_nothing(
     run_server: Any, small_disk: Path, photo: bytes
 ) -> None:
     """Without a floor the database and the files themselves meet the end of the disk."""
-    with run_server(data_dir=small_disk, min_free_bytes="0", drain_limit_s="0") as server:
+    with run_server(dummy=True, data_dir=small_disk, min_free_bytes="0", drain_limit_s="0") as server:
         server.finish(server.submit("flux-dev", QUICK))
         fill(small_disk)
         replies = [

@@ -111,7 +111,7 @@ def test_a_server_purges_ten_thousand_while_it_is_polled_and_a_download_finishes
     picture.write_bytes(bytes(32 * 1024 * 1024))
     os.utime(picture, (stamp, stamp))
     settings = {"file_ttl_s": str(TTL_S), "drain_limit_s": "0"}
-    with run_server(data_dir=data_dir, wait_ready=False, **settings) as server, ExitStack() as stack:
+    with run_server(dummy=True, data_dir=data_dir, wait_ready=False, **settings) as server, ExitStack() as stack:
         request_id = server.submit("flux-dev", {"prompt": "x", "steps": 1})
         client = stack.enter_context(httpx2.Client(headers={"x-api-key": KEY}, timeout=60, trust_env=False))
         host, port = server.base.removeprefix("http://").split(":")

@@ -32,7 +32,7 @@ def until(condition: Callable[[], Any], limit_s: float, what: str) -> Any:
 
 @pytest.fixture(scope="module")
 def own(run_server: Any) -> Iterator[Any]:
-    with run_server(api_keys=f"{KEY},{OTHER_KEY}", drain_limit_s="0") as running:
+    with run_server(dummy=True, api_keys=f"{KEY},{OTHER_KEY}", drain_limit_s="0") as running:
         yield running
 
 
