@@ -148,9 +148,7 @@ def _import_libraries() -> None:
     # time when cores are shared.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_ENABLE_PARALLEL_LOADING": "1"}
     # Memory that models of several sizes take and give back would else end up in pieces that fit none of them.
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     gc.disable()
     from pipelines import assembly, attempt, spool  # noqa: F401
 

@@ -23,7 +23,7 @@ TWO_CORES = pytest.mark.skipif(
     ("benchmark", "options"),
     [
         ("latency", ["--tiers", "exact,fast"]),
-        ("quality", ["--tiers", "exact,turbo"]),
+        pytest.param("quality", ["--tiers", "exact,turbo"], marks=pytest.mark.soak),
         ("load", []),
         pytest.param("throughput", [], marks=pytest.mark.soak),
         pytest.param("cold_start", [], marks=pytest.mark.soak),

@@ -113,6 +113,7 @@ def test_a_killed_server_loses_no_accepted_job(run_server: Any) -> None:
         assert [server.finish(request_id)["status"] for request_id in ids] == ["COMPLETED"] * 5
 
 
+@pytest.mark.soak
 def test_a_killed_server_keeps_finished_results(run_server: Any) -> None:
     with run_server() as server:
         done = server.finish(server.submit("flux-depth-dev", QUICK))
@@ -153,6 +154,7 @@ def test_sigterm_lets_the_running_job_finish_and_keeps_the_rest(run_server: Any)
         assert all("retry_count" not in result["metrics"] for result in results)
 
 
+@pytest.mark.soak
 def test_a_draining_server_answers_polls_and_refuses_new_work(run_server: Any) -> None:
     with run_server() as server:
         request_id = server.submit("flux-dev", {**SLOW, "samples": 2})
