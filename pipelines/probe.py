@@ -106,6 +106,7 @@ def _plan(wanted: dict[str, Any], device: torch.device) -> dict[str, Any]:
             wanted["dtype"],
             wanted=wanted["memory_plan"],
             limit_bytes=wanted["memory_limit_bytes"],
+            fast=wanted["fast_tiers"],
         )
     except (NoPlan, ValueError, OSError) as error:
         return {"plan": None, "plan_for": _whose(folders), "plan_line": str(error)}

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..sizes import MATCH_INPUT_LIMIT
 from .activations import (
     DENOISE_TOKEN_BYTES,
     DEPTH_BYTES,
@@ -24,6 +25,9 @@ from .footprint import Footprint, Precision
 
 REFERENCE_PIXELS = 1024 * 1024
 """What a plan must have room for."""
+
+SMALL_PIXELS = 256 * 256
+"""What the warm-up draws first."""
 
 Residence = Literal["stay", "turns", "visit", "stream"]
 """stay: on the device all the time. turns: transformers, one at a time. visit: comes when it is needed and leaves
@@ -195,7 +199,7 @@ def choose_plan(
     that is unknown or cannot be had.
     """
     if wanted != "auto":
-        return make_plan(_named(wanted, lacking), footprint, device_bytes)
+        return _forced(make_plan(_named(wanted, lacking), footprint, device_bytes))
     usable = (recipe for recipe in RECIPES if recipe.precision not in lacking)
     plans = [
         make_plan(recipe, footprint, device_bytes)
@@ -211,6 +215,11 @@ def choose_plan(
         f" {smallest.name}, takes {_gb(smallest.peak_bytes)} and {_gb(smallest.host_bytes)} GB. Free memory, serve one"
         " model only, or force a plan with FLUX_MEMORY_PLAN."
     )
+
+
+def _forced(plan: Plan) -> Plan:
+    """A plan that by these counts has no room for even a small picture is tried for all sizes: its operator said so."""
+    return plan if plan.max_pixels >= SMALL_PIXELS else replace(plan, max_pixels=MATCH_INPUT_LIMIT**2)
 
 
 def with_fast_copies(plan: Plan, footprint: Footprint, host_bytes: int) -> Plan:

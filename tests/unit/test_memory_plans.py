@@ -67,7 +67,8 @@ def test_the_processor_and_apple_silicon_take_only_plans_that_stay() -> None:
 def test_a_plan_is_forced_by_name_whether_it_fits_or_not() -> None:
     forced = plan(8, wanted="resident")
     assert forced.name == "resident"
-    assert forced.max_pixels == 0
+    assert forced.max_pixels == 1440 * 1440, "else it would refuse its own warm-up"
+    assert plan(25, wanted="lean").max_pixels < 1440 * 1440
     with pytest.raises(ValueError, match="there are auto, resident, swap"):
         plan(8, wanted="huge")
     with pytest.raises(ValueError, match="bitsandbytes"):
