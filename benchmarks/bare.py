@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.calls import Call, depth_call, dev_call
 
 if TYPE_CHECKING:
-    from pipelines.engine import Engine, SourceImage
+    from pipelines.engine import Engine
+    from pipelines.source import SourceImage
 
 CALLS = {call.slug: call for call in (dev_call(), depth_call())}
 MEDIA_TYPES = {"jpg": "image/jpeg", "webp": "image/webp"}
@@ -62,8 +63,8 @@ def load_engine(weights: Path) -> Engine:
 
 
 def _source(text: str | None) -> SourceImage | None:
-    from pipelines.engine import SourceImage
     from pipelines.picture import decode
+    from pipelines.source import SourceImage
 
     if text is None:
         return None

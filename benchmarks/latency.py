@@ -39,9 +39,10 @@ from benchmarks.rows import LatencyRow
 from benchmarks.stock import stock_pipeline
 from pipelines.components import Components, pick_device
 from pipelines.encode import describe, encode_image
-from pipelines.engine import Engine, SourceImage
+from pipelines.engine import Engine
 from pipelines.models import MODELS
 from pipelines.request import GenerationRequest
+from pipelines.source import SourceImage
 from pipelines.speed.attention import attention_backend
 
 HOSTED_S = {("flux-dev", 1024, 28): 16.20, ("flux-depth-dev", 1024, 28): 20.36}

@@ -31,9 +31,10 @@ from benchmarks.likeness import floats_of, lpips_or_none, psnr_db, ssim
 from benchmarks.places import kind_of
 from benchmarks.rows import QualityRow
 from pipelines.components import Components, pick_device
-from pipelines.engine import Engine, SourceImage
+from pipelines.engine import Engine
 from pipelines.models import MODELS
 from pipelines.picture import decode
+from pipelines.source import SourceImage
 
 PROMPTS = (
     "a red fox in snow",

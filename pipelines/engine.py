@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from PIL import Image
 
 from .cache import TensorCache
 from .components import Components
@@ -30,18 +29,11 @@ from .memory.plans import smaller_recipe, too_large
 from .models import MODELS
 from .request import GenerationRequest
 from .sizes import sequence_length
+from .source import Source
 from .speed.step_cache import step_cache
 from .speed.tiers import Tier, choose
 from .text import EncodedPrompt
 from .watch import StepReport, Watch
-
-
-@dataclass(frozen=True, slots=True)
-class SourceImage:
-    """A decoded RGB picture that a request brings, and a key that names its content."""
-
-    picture: Image.Image
-    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +113,8 @@ class Engine:
         self,
         request: GenerationRequest,
         *,
-        control_image: SourceImage | None = None,
-        init_image: SourceImage | None = None,
+        control_image: Source | None = None,
+        init_image: Source | None = None,
         on_step: Callable[[StepReport], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generated:
@@ -166,9 +158,7 @@ class Engine:
         """Of the memory plan that holds now."""
         return self._parts.recipe.name
 
-    def _check(
-        self, request: GenerationRequest, control_image: SourceImage | None, init_image: SourceImage | None
-    ) -> None:
+    def _check(self, request: GenerationRequest, control_image: Source | None, init_image: Source | None) -> None:
         if request.model not in self._parts.transformers:
             raise BadRequest(f"model {request.model} is not loaded; loaded are {', '.join(self.model_names)}")
         self._tier(request)
@@ -192,8 +182,8 @@ class Engine:
     def _generate(
         self,
         request: GenerationRequest,
-        control_image: SourceImage | None,
-        init_image: SourceImage | None,
+        control_image: Source | None,
+        init_image: Source | None,
         watch: Watch,
     ) -> Generated:
         if request.upsample_prompt and self._parts.upsampler is not None:
@@ -218,8 +208,8 @@ class Engine:
     def _prepare(
         self,
         request: GenerationRequest,
-        control_image: SourceImage | None,
-        init_image: SourceImage | None,
+        control_image: Source | None,
+        init_image: Source | None,
         watch: Watch,
     ) -> _Conditions:
         with watch.stage("text"):
@@ -228,12 +218,10 @@ class Engine:
         init_latents = None
         if init_image is not None:
             with watch.stage("init"):
-                init_latents = self._parts.init.encode(
-                    init_image.picture, init_image.key, request.width, request.height
-                )
+                init_latents = self._parts.init.encode(init_image, request.width, request.height)
         return _Conditions(text, control, init_latents)
 
-    def _control(self, request: GenerationRequest, image: SourceImage, watch: Watch) -> Control:
+    def _control(self, request: GenerationRequest, image: Source, watch: Watch) -> Control:
         def compute() -> Control:
             with watch.stage("depth"), self._parts.residency.present(DEPTH):
                 depth_map = self._parts.control.depth_map(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from PIL import Image
 
 from .cache import TensorCache, tensor_bytes
 from .decode import encode_picture, picture_tensor
+from .source import Source
 
 CACHE_BYTES = 64 * 1024 * 1024
 
@@ -20,13 +20,10 @@ class InitEncoder:
         self._vae, self._dtype = vae, dtype
         self.cache = TensorCache[torch.Tensor](CACHE_BYTES, tensor_bytes)
 
-    def encode(self, picture: Image.Image, key: str, width: int, height: int) -> torch.Tensor:
-        """RGB picture, stretched to `width` × `height` with Lanczos → packed latents [1, L, 64].
-
-        key: names the picture's content.
-        """
+    def encode(self, image: Source, width: int, height: int) -> torch.Tensor:
+        """RGB picture, stretched to `width` × `height` with Lanczos → packed latents [1, L, 64]."""
 
         def compute() -> torch.Tensor:
-            return encode_picture(self._vae, picture_tensor(picture, width, height)).to(self._dtype)
+            return encode_picture(self._vae, picture_tensor(image.picture, width, height)).to(self._dtype)
 
-        return self.cache.get_or_compute((key, width, height), compute)
+        return self.cache.get_or_compute((image.key, width, height), compute)

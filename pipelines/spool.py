@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from .encode import describe, encode_image
-from .engine import Drawn, Engine, Generated, SourceImage
+from .engine import Drawn, Engine, Generated
 from .faults import BadRequest
-from .picture import UnusablePicture, decode_file
+from .picture import UnusablePicture
 from .request import GenerationRequest, GenerationResult, OutputFile, OutputFormat
+from .source import SourceFile
 from .watch import StepReport
 
 INPUTS = "inputs"
@@ -52,13 +53,16 @@ class Spool:
 
         Raises what Engine.generate raises, and BadRequest when a picture of the client cannot be read.
         """
-        return engine.generate(
-            request,
-            control_image=self._source("control_image", request.control_image),
-            init_image=self._source("image", request.init_image),
-            on_step=on_step,
-            cancelled=cancelled,
-        )
+        try:
+            return engine.generate(
+                request,
+                control_image=self._source(request.control_image),
+                init_image=self._source(request.init_image),
+                on_step=on_step,
+                cancelled=cancelled,
+            )
+        except UnusablePicture as error:
+            raise BadRequest(f"{'control_image' if request.control_image else 'image'} {error}") from error
 
     def write(self, generated: Generated, request: GenerationRequest, *, name: str) -> GenerationResult:
         """Encodes the pictures into the output folder, their names beginning with `name`. Raises OSError."""
@@ -73,13 +77,8 @@ class Spool:
             images=images, depth_map=depth_map, timings_s=timings_s, notes=_notes(request, generated)
         )
 
-    def _source(self, parameter: str, name: str | None) -> SourceImage | None:
-        if name is None:
-            return None
-        try:
-            return SourceImage(decode_file(self.folder / INPUTS / name), key=name)
-        except UnusablePicture as error:
-            raise BadRequest(f"{parameter} {error}") from error
+    def _source(self, name: str | None) -> SourceFile | None:
+        return None if name is None else SourceFile(self.folder / INPUTS / name)
 
     def _image(self, drawn: Drawn, generated: Generated, request: GenerationRequest, name: str) -> OutputFile:
         seed = request.seed_of(drawn.index)

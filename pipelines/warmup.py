@@ -10,11 +10,12 @@ from contextlib import suppress
 
 from PIL import Image
 
-from .engine import Engine, SourceImage
+from .engine import Engine
 from .faults import Flagged
 from .models import MODELS
 from .request import GenerationRequest
 from .sizes import ASPECT_SIZES, aspect_size, control_size, sequence_length
+from .source import SourceImage
 
 SIDE = 256
 STEPS = 2

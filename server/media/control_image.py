@@ -6,6 +6,7 @@ import asyncio
 import binascii
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pipelines.picture import PictureInfo, PictureLimits, UnusablePicture, decode, inspect
@@ -14,7 +15,7 @@ from ..errors import InvalidInput
 from .fetch import Fetcher, FetchRefused
 
 # Two at a time: decoding the largest picture takes some hundred MiB.
-_decoders = ThreadPoolExecutor(2, thread_name_prefix="picture")
+_examiners = ThreadPoolExecutor(2, thread_name_prefix="picture")
 
 _BLANKS = b" \t\r\n\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
@@ -29,6 +30,7 @@ async def read_picture(
     own_file: Callable[[str], Path | None],
     parameter: str = "control_image",
     limits: PictureLimits,
+    known: Callable[[bytes, PictureInfo], bool] = lambda _data, _info: False,
 ) -> tuple[bytes, PictureInfo]:
     """The file that a client passed, and what it is. Its pixels have been decoded once, so they are whole.
 
@@ -36,20 +38,35 @@ async def read_picture(
         URL-safe, unpadded, percent-encoded and broken into lines.
     own_file: the file of this server that a URL names, which is then read from disk; None for every other URL.
     parameter: what error texts call the picture.
+    known: whether this very file was found whole before, so that its pixels need not be decoded again.
     The file may have up to `fetcher.policy.max_bytes` bytes. Raises InvalidInput, and Unavailable as the fetcher does.
     """
-    max_bytes = fetcher.policy.max_bytes
-    if isinstance(value, bytes):
-        data = value
-    elif (text := value.strip())[:8].lower().startswith(("http://", "https://")):
-        data = await _from_url(text, fetcher, own_file, parameter)
-    else:
-        data = await asyncio.to_thread(_from_base64, text, max_bytes, parameter)
+    if isinstance(value, str) and (url := value.strip())[:8].lower().startswith(("http://", "https://")):
+        value = await _from_url(url, fetcher, own_file, parameter)
+    examine = partial(_examine, value, fetcher.policy.max_bytes, parameter, limits, known)
+    return await asyncio.get_running_loop().run_in_executor(_examiners, examine)
+
+
+def _examine(
+    value: str | bytes,
+    max_bytes: int,
+    parameter: str,
+    limits: PictureLimits,
+    known: Callable[[bytes, PictureInfo], bool],
+) -> tuple[bytes, PictureInfo]:
+    """All of it in one thread: each change of threads would cost as much as looking a small picture's header up."""
+    data = value if isinstance(value, bytes) else _from_base64(value.strip(), max_bytes, parameter)
     if not data:
         raise InvalidInput(f"{parameter} is empty", parameter=parameter)
     if len(data) > max_bytes:
         raise _too_large(max_bytes, parameter)
-    return data, await _whole(data, limits, parameter)
+    try:
+        info = inspect(data, limits)
+        if not known(data, info):
+            decode(data, limits)
+    except UnusablePicture as error:
+        raise InvalidInput(f"{parameter} {error}", parameter=parameter) from error
+    return data, info
 
 
 async def _from_url(url: str, fetcher: Fetcher, own_file: Callable[[str], Path | None], parameter: str) -> bytes:
@@ -98,19 +115,6 @@ def _base64_bytes(text: str) -> bytes:
             raw = raw.replace(code, byte).replace(code.lower(), byte)
     plain = raw.translate(_URL_SAFE, delete=_BLANKS).rstrip(b"=")
     return binascii.a2b_base64(plain + b"=" * (-len(plain) % 4), strict_mode=True)
-
-
-async def _whole(data: bytes, limits: PictureLimits, parameter: str) -> PictureInfo:
-    try:
-        return await asyncio.get_running_loop().run_in_executor(_decoders, _inspect_and_decode, data, limits)
-    except UnusablePicture as error:
-        raise InvalidInput(f"{parameter} {error}", parameter=parameter) from error
-
-
-def _inspect_and_decode(data: bytes, limits: PictureLimits) -> PictureInfo:
-    info = inspect(data, limits)
-    decode(data, limits)
-    return info
 
 
 def _too_large(max_bytes: int, parameter: str) -> InvalidInput:

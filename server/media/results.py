@@ -66,6 +66,10 @@ class ResultFiles:
         for folder in (self._inputs, self._files):
             self._clamp_times(folder)
 
+    def keeps_input(self, data: bytes, extension: str) -> bool:
+        """Whether this very control image is kept already: then it was found whole when it was kept."""
+        return self._input(data, extension).exists()
+
     async def keep_input(self, data: bytes, extension: str) -> str:
         """Keeps a control image for a job, on disk when this returns. Returns its name, which is its content's hash."""
         return await asyncio.to_thread(self._keep_input, data, extension)
@@ -134,12 +138,15 @@ class ResultFiles:
         return len(old)
 
     def _keep_input(self, data: bytes, extension: str) -> str:
-        path = self._inputs / f"{hashlib.sha256(data).hexdigest()}.{extension}"
+        path = self._input(data, extension)
         with self._inputs_lock:
             if not path.exists():
                 _write_durably(path, data)
             self._stamp(path)
         return path.name
+
+    def _input(self, data: bytes, extension: str) -> Path:
+        return self._inputs / f"{hashlib.sha256(data).hexdigest()}.{extension}"
 
     def _keep_longer(self, name: str) -> bool:
         with self._inputs_lock, suppress(FileNotFoundError):

@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 
 from pipelines.components import Components, Folders, load_components
-from pipelines.engine import Engine, SourceImage
+from pipelines.engine import Engine
 from pipelines.faults import BadRequest, Cancelled, Flagged, NotFinite
 from pipelines.request import GenerationRequest
 from pipelines.safety import Verdict
+from pipelines.source import SourceImage
+from pipelines.spool import Spool
 from pipelines.watch import StepReport
 
 DEV = GenerationRequest(model="flux-dev", prompt="a red fox", width=64, height=64, steps=4, guidance=3.5, seed=3)
@@ -174,6 +176,21 @@ def test_a_prompt_is_encoded_once(engine: Engine, components: Components) -> Non
     engine.generate(DEV)
     engine.generate(replace(DEV, seed=8))
     assert (components.text.cache.misses, components.text.cache.hits) == (misses + 1, hits + 1)
+
+
+def test_a_known_picture_is_not_even_read_again(engine: Engine, tmp_path: Path) -> None:
+    from skimage import data
+
+    spool = Spool(folder=tmp_path)
+    file = tmp_path / "inputs" / "photo.png"
+    file.parent.mkdir()
+    Image.fromarray(data.coffee()).save(file)
+    request = replace(DEPTH, control_image=file.name)
+    first = spool.compute(engine, request)
+    file.write_bytes(b"no picture")
+    assert same([d.pixels for d in first.images], [d.pixels for d in spool.compute(engine, request).images])
+    with pytest.raises(BadRequest, match="control_image is not a PNG"):
+        spool.compute(engine, replace(request, width=DEPTH.width // 2))
 
 
 def test_the_cache_stays_within_its_bytes(components: Components) -> None:

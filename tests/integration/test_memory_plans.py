@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from pipelines.components import Components, Folders, load_components
-from pipelines.engine import Engine, SourceImage
+from pipelines.engine import Engine
 from pipelines.memory.plans import RECIPES, Recipe
 from pipelines.memory.residency import Lodger, _holder_of_blocks
 from pipelines.request import GenerationRequest, Lora
+from pipelines.source import SourceImage
 
 CPU = torch.device("cpu")
 BY_NAME = {recipe.name: recipe for recipe in RECIPES}

@@ -17,9 +17,10 @@ from PIL import Image
 from pipelines import denoise
 from pipelines.components import Components, Folders, load_components
 from pipelines.decode import encode_picture
-from pipelines.engine import Engine, SourceImage
+from pipelines.engine import Engine
 from pipelines.latents import draw_noise, unpack
 from pipelines.request import GenerationRequest
+from pipelines.source import SourceImage
 
 CASES = [
     # width, height, steps, guidance, seed

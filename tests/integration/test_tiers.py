@@ -14,10 +14,11 @@ from PIL import Image
 from pipelines import assembly, components, warmup
 from pipelines.assembly import Wishes, assemble
 from pipelines.components import Components, Folders, load_components
-from pipelines.engine import Engine, Generated, SourceImage
+from pipelines.engine import Engine, Generated
 from pipelines.faults import BadRequest, Cancelled
 from pipelines.memory.plans import RECIPES, Recipe
 from pipelines.request import GenerationRequest, Lora
+from pipelines.source import SourceImage
 from pipelines.speed import blocks
 from pipelines.speed.blocks import compile_blocks, graphs_compiled
 from pipelines.watch import StepReport

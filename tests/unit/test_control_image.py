@@ -209,6 +209,20 @@ def test_the_limits_of_the_caller_count() -> None:
     )
 
 
+def test_a_known_picture_is_not_decoded_again_but_its_limits_count() -> None:
+    torn = PNG[: len(PNG) // 2]
+    asked = []
+
+    def known(data: bytes, info: PictureInfo) -> bool:
+        asked.append((data, info))
+        return True
+
+    assert "truncated" in refused(torn)
+    assert read(torn, known=known) == (torn, INFO)
+    assert asked == [(torn, INFO)]
+    assert "0.0012 megapixels" in refused(PNG, known=known, limits=PictureLimits(max_pixels=1199))
+
+
 def test_the_size_is_the_one_after_the_turn() -> None:
     tags = Image.Exif()
     tags[0x0112] = 6

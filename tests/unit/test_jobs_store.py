@@ -669,6 +669,29 @@ def test_commits_are_synced_to_a_write_ahead_log(sqlite: SqliteStore) -> None:
     assert pragma(sqlite, "query_only") == 0
 
 
+def test_only_what_a_power_cut_may_take_is_not_synced_by_itself(sqlite: SqliteStore) -> None:
+    said: list[str] = []
+    sqlite._connection.set_trace_callback(said.append)
+
+    def synced(call: Callable[[], object]) -> bool:
+        said.clear()
+        assert call()
+        (commit,) = (number for number, text in enumerate(said) if text == "COMMIT")
+        modes = [text.rsplit(" ", 1)[1] for text in said[:commit] if text.startswith("PRAGMA synchronous")]
+        return modes in ([], ["FULL"])
+
+    assert synced(lambda: submit(sqlite, "on disk"))
+    assert not synced(lambda: submit(sqlite, "waited for", attached=True))
+    assert synced(lambda: submit(sqlite, "next"))
+    assert not synced(sqlite.claim)
+    assert not synced(lambda: sqlite.unclaim("on disk", 1))
+    assert not synced(sqlite.claim)
+    assert synced(lambda: sqlite.requeue("on disk", 1, worker_died=True))
+    assert not synced(sqlite.claim)
+    assert synced(lambda: sqlite.finish("on disk", 2, ending(result=FULL_RESULT), now=5.0))
+    assert pragma(sqlite, "synchronous") == 2
+
+
 def test_a_reading_store_cannot_write_and_never_checkpoints(sqlite: SqliteStore, tmp_path: Path) -> None:
     reader = SqliteStore(tmp_path / "jobs.sqlite3", read_only=True)
     try:

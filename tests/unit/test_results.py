@@ -214,7 +214,10 @@ def test_every_format_has_a_media_type_and_can_be_found(results: ResultFiles) ->
 
 
 def test_a_control_image_is_kept_once_under_its_contents_hash(results: ResultFiles) -> None:
+    assert not results.keeps_input(b"a", "png")
     kept = [asyncio.run(results.keep_input(data, "png")) for data in (b"a", b"b", b"a")]
+    assert results.keeps_input(b"a", "png")
+    assert not results.keeps_input(b"a", "jpg")
     assert kept[0] == kept[2] == f"{hashlib.sha256(b'a').hexdigest()}.png"
     assert kept[0] != kept[1]
     assert names(inputs(results)) == sorted(set(kept))

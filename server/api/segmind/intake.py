@@ -155,6 +155,7 @@ async def take_picture(
         own_file=lambda url: _own_file(url, public_base(request, services.settings), services),
         parameter=parameter,
         limits=PictureLimits(max_pixels=services.settings.max_picture_pixels),
+        known=lambda data, info: services.results.keeps_input(data, info.format),
     )
 
 
