@@ -39,7 +39,7 @@ from .memory.residency import Residency
 from .models import FLUX_DEPTH_DEV, FLUX_DEV
 from .safety import SafetyChecker, load_safety_checker
 from .speed.attention import NATIVE, attention_backend, use_attention
-from .speed.blocks import compile_blocks
+from .speed.blocks import compile_blocks, compile_decoder
 from .speed.fast_copy import fast_copy
 from .speed.tiers import EXACT, Tier, offered
 from .text import TextEncoder
@@ -140,7 +140,7 @@ def load_components(
     and UnusableWeights for weights that cannot be loaded.
 
     recipe: what is held where, from a memory plan. fast: with the fast tiers. compiled: compile the transformers'
-    blocks on first use; not with a recipe that streams. depth_estimator: name of the estimator in
+    blocks and the decoder on first use; not with a recipe that streams. depth_estimator: name of the estimator in
     folders.depth_estimator; depth_map_mode: None takes its own.
     """
     host = torch.device("cpu")
@@ -193,7 +193,7 @@ def load_components(
 
 
 def quicken(parts: Components, *, compiled: bool) -> None:
-    """Best kernels and compiled blocks for every transformer, last of all."""
+    """Best kernels and compiled blocks for every transformer, and a compiled decoder, last of all."""
     networks = {id(network): network for network in (*parts.transformers.values(), *parts.fast.values())}
     for network in networks.values():
         head_dim = int(network.config.attention_head_dim)
@@ -201,6 +201,8 @@ def quicken(parts: Components, *, compiled: bool) -> None:
             use_attention(network, backend)
         if compiled:
             compile_blocks(network)
+    if compiled:
+        compile_decoder(parts.vae)
 
 
 def measure_folders(folders: Folders, value_bytes: int) -> Footprint:

@@ -68,7 +68,8 @@ class Settings(BaseSettings):
         "auto", description="Offer the tiers fast and turbo (fp8); auto where the card has units for fp8 and room."
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="Compile the transformers' blocks before the server is ready; auto on a CUDA card."
+        "auto",
+        description="Compile the transformers' blocks and the decoder before the server is ready; auto on a CUDA card.",
     )
     depth_estimator: str = Field(
         DEFAULT_ESTIMATOR, description="What makes depth maps of photos; a name that is unknown lists all there are."

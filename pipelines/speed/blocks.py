@@ -1,4 +1,5 @@
-"""Compiling the transformer's blocks: one graph for the 19 double blocks, one for the 38 single ones, any length.
+"""Compiling: the transformer's blocks, one graph for the 19 double ones and one for the 38 single ones, and the VAE's
+decoder, one graph; any size.
 
 The blocks' own `forward` is compiled, not the call around it: hooks that a step cache puts there stay outside the
 graph. The length of the sequence is dynamic, so that one graph serves every size.
@@ -20,12 +21,24 @@ it would fall back to eager without a word."""
 
 def compile_blocks(transformer: Any, *, backend: str = "inductor") -> None:
     """Compiles on first use. Do it last: after quantising, LoRA slots and copies that share weights."""
+    for block in chain(transformer.transformer_blocks, transformer.single_transformer_blocks):
+        _compile(block, backend)
+
+
+def compile_decoder(vae: Any, *, backend: str = "inductor") -> None:
+    """Compiles on first use. On a card the decoder's weights are laid out channels last, as its convolutions compute;
+    with sizes that are not fixed the compiler leaves the layout as it is."""
+    if vae.device.type == "cuda":
+        vae.decoder.to(memory_format=torch.channels_last)
+    _compile(vae.decoder, backend)
+
+
+def _compile(module: Any, backend: str) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_PER_BLOCK)
     # Else dimensions that happen to be equal in warm-up are taken for the same one: at 1024×1024 there are 4096 tokens,
     # which is also T5's width, and the next size would compile anew.
     symbolic_shapes.use_duck_shape = False
-    for block in chain(transformer.transformer_blocks, transformer.single_transformer_blocks):
-        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)
+    module.forward = torch.compile(module.forward, fullgraph=True, dynamic=True, backend=backend)
 
 
 def graphs_compiled() -> int:
