@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Protocol
 
+import torch
+
 
 class Turns(Protocol):
     """Something that is on for as long as a block runs, and off outside."""
@@ -44,28 +46,35 @@ class StockCompiled:
 
 
 class OurCompiled:
-    """As the server does it: `pipelines.speed.blocks.compile_blocks`, which replaces the blocks' `forward`."""
+    """As the server does it: `pipelines.speed.blocks`, which replaces the `forward` of the blocks and of the decoder.
 
-    def __init__(self, transformer: Any) -> None:
-        from pipelines.speed.blocks import compile_blocks
+    Outside its turn the decoder's weights lie as stock diffusers has them.
+    """
 
-        self._blocks = list(chain(transformer.transformer_blocks, transformer.single_transformer_blocks))
-        self._eager = [block.forward for block in self._blocks]
+    def __init__(self, transformer: Any, vae: Any) -> None:
+        from pipelines.speed.blocks import compile_blocks, compile_decoder
+
+        self._decoder, self._on_card = vae.decoder, vae.device.type == "cuda"
+        self._modules = [*chain(transformer.transformer_blocks, transformer.single_transformer_blocks), vae.decoder]
+        self._eager = [module.forward for module in self._modules]
         compile_blocks(transformer)
-        self._compiled = [block.forward for block in self._blocks]
-        self._set(self._eager)
+        compile_decoder(vae)
+        self._compiled = [module.forward for module in self._modules]
+        self._switch(on=False)
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        self._set(self._compiled)
+        self._switch(on=True)
         try:
             yield
         finally:
-            self._set(self._eager)
+            self._switch(on=False)
 
-    def _set(self, forwards: list[Any]) -> None:
-        for block, forward in zip(self._blocks, forwards, strict=True):
-            block.forward = forward
+    def _switch(self, *, on: bool) -> None:
+        for module, forward in zip(self._modules, self._compiled if on else self._eager, strict=True):
+            module.forward = forward
+        if self._on_card:
+            self._decoder.to(memory_format=torch.channels_last if on else torch.contiguous_format)
 
 
 class StockAttention:

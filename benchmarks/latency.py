@@ -96,7 +96,7 @@ def measure_tier(
     if tier not in parts.tiers:
         return [not_offered(model, tier, size) for size in given.sizes]
     network = tiers.network_of(parts, model, tier)
-    modes = {name: OurCompiled(network) if name == "compiled" else None for name in given.modes}
+    modes = {name: OurCompiled(network, parts.vae) if name == "compiled" else None for name in given.modes}
     stock = given.stock if tier == tiers.EXACT else ()
     compiled = StockCompiled(network) if "compiled" in stock else None
     return [

@@ -136,10 +136,15 @@ def test_our_compiled_blocks_are_eager_outside_their_turn(monkeypatch: pytest.Mo
     def compile_blocks(transformer: SimpleNamespace) -> None:
         transformer.transformer_blocks[0].forward = lambda: "compiled"
 
+    def compile_decoder(vae: SimpleNamespace) -> None:
+        vae.decoder.forward = lambda: "compiled"
+
     monkeypatch.setattr("pipelines.speed.blocks.compile_blocks", compile_blocks)
-    block = Block()
-    compiled = OurCompiled(SimpleNamespace(transformer_blocks=[block], single_transformer_blocks=[]))
-    before = block()
+    monkeypatch.setattr("pipelines.speed.blocks.compile_decoder", compile_decoder)
+    block, decoder = Block(), Block()
+    vae = SimpleNamespace(decoder=decoder, device=torch.device("cpu"))
+    compiled = OurCompiled(SimpleNamespace(transformer_blocks=[block], single_transformer_blocks=[]), vae)
+    before = block(), decoder()
     with compiled.on():
-        during = block()
-    assert (before, during, block()) == ("eager", "compiled", "eager")
+        during = block(), decoder()
+    assert (before, during, (block(), decoder())) == (("eager",) * 2, ("compiled",) * 2, ("eager",) * 2)
