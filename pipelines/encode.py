@@ -15,7 +15,13 @@ from .speed.tiers import EXACT
 PNG_LEVEL = 1
 """zlib level. Level 6 takes several times as long for about a tenth fewer bytes on photographs."""
 
+WEBP_METHOD = 2
+"""Pillow's own, 4, takes about twice as long (at 1024×1024 some 35 ms more) for a twentieth fewer bytes and the same
+likeness."""
+
 SOFTWARE = "flux-local-server"
+
+_LOSSY: dict[str, tuple[str, dict[str, int]]] = {"webp": ("WEBP", {"method": WEBP_METHOD}), "jpg": ("JPEG", {})}
 
 _EXIF_SOFTWARE = 0x0131
 _EXIF_IFD = 0x8769
@@ -35,8 +41,8 @@ def encode_image(
     if output_format == "png":
         picture.save(buffer, "PNG", compress_level=PNG_LEVEL, pnginfo=_png_text(parameters))
     else:
-        kind = {"webp": "WEBP", "jpg": "JPEG"}[output_format]
-        picture.save(buffer, kind, quality=quality, **_exif(parameters))
+        kind, options = _LOSSY[output_format]
+        picture.save(buffer, kind, quality=quality, **options, **_exif(parameters))
     return buffer.getvalue()
 
 
