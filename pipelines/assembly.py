@@ -26,7 +26,7 @@ class Wishes:
 
     device: auto, cpu, cuda, cuda:1, mps. dtype: auto, bfloat16, float32. memory_plan: auto or a plan's name.
     memory_limit_bytes: of the device. fast_tiers: fp8 copies for the fast tiers. compiled: blocks compiled before the
-    engine is ready.
+    engine is ready. prepare_ahead: the next request's inputs are prepared while one is drawn, where the plan allows it.
     """
 
     device: str = "auto"
@@ -35,6 +35,7 @@ class Wishes:
     memory_limit_bytes: int | None = None
     fast_tiers: Switch = "auto"
     compiled: Switch = "auto"
+    prepare_ahead: Switch = "auto"
     depth_estimator: str = DEFAULT_ESTIMATOR
     depth_map_mode: str = "auto"
 
@@ -87,7 +88,8 @@ def assemble(
         depth_estimator=wishes.depth_estimator,
         depth_map_mode=resolve_mode(wishes.depth_estimator, wishes.depth_map_mode),
     )
-    engine = engine_type(parts, max_pixels=plan.max_pixels)
+    ahead_pixels = plan.ahead_pixels if _prepares(wishes, device) else 0
+    engine = engine_type(parts, max_pixels=plan.max_pixels, ahead_pixels=ahead_pixels)
     if device.type == "cpu":
         keep_freed_memory()
     loaded = time.monotonic()
@@ -116,6 +118,11 @@ def _compiles(plan: Plan, wishes: Wishes, device: torch.device) -> bool:
     if plan.recipe.transformers == "stream":
         return False
     return wishes.compiled == "on" or (wishes.compiled == "auto" and device.type == "cuda")
+
+
+def _prepares(wishes: Wishes, device: torch.device) -> bool:
+    # On a processor both threads would share the cores, and nothing would be won.
+    return wishes.prepare_ahead == "on" or (wishes.prepare_ahead == "auto" and device.type == "cuda")
 
 
 def _compiled_warm_up(engine: Engine, tell: Callable[[str], None], *, must: bool) -> bool:

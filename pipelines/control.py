@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .cache import TensorCache, tensor_bytes
+from .cache import TensorCache
 from .decode import encode_picture, picture_tensor, to_uint8
 from .depth import DepthEstimator, DepthMap
 
@@ -28,7 +28,7 @@ class ControlEncoder:
 
     def __init__(self, vae: Any, estimator: DepthEstimator | None, *, dtype: torch.dtype) -> None:
         self._vae, self._estimator, self._dtype = vae, estimator, dtype
-        self.cache = TensorCache[Control](CACHE_BYTES, lambda c: tensor_bytes(c.latents, c.depth_map))
+        self.cache = TensorCache[Control](CACHE_BYTES, lambda c: (c.latents, c.depth_map))
 
     @property
     def estimates(self) -> bool:

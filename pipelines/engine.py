@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .ahead import RoomBeside
 from .cache import TensorCache
 from .components import Components
 from .control import Control
@@ -25,7 +26,7 @@ from .fp8 import multiplying_in_fp8
 from .latents import draw_noise, image_ids
 from .memory.budget import host_budget_bytes
 from .memory.placement import DEPTH, SAFETY, UPSAMPLER, bytes_to_host, settle
-from .memory.plans import smaller_recipe, too_large
+from .memory.plans import REFERENCE_PIXELS, prepares_in_place, smaller_recipe, too_large
 from .models import MODELS
 from .request import GenerationRequest
 from .sizes import sequence_length
@@ -74,11 +75,15 @@ class _Conditions:
 
 
 class Engine:
-    """Computes requests with loaded components. Not thread-safe: one request at a time."""
+    """Computes requests with loaded components, one at a time. Beside it one other thread may call `prepare`."""
 
-    def __init__(self, components: Components, *, max_pixels: int | None = None) -> None:
-        """max_pixels: of the largest picture that there is memory for, None where that is not known."""
+    def __init__(self, components: Components, *, max_pixels: int | None = None, ahead_pixels: int = 0) -> None:
+        """max_pixels: of the largest picture that there is memory for, None where that is not known.
+
+        ahead_pixels: of the largest beside which the next request can be prepared, 0 for never.
+        """
         self._parts, self._max_pixels = components, max_pixels
+        self._beside = RoomBeside(components.device, ahead_pixels)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -126,14 +131,46 @@ class Engine:
         self._check(request, control_image, init_image)
         steps = (request.steps - request.first_step) * request.num_outputs
         watch = Watch(steps, on_step, cancelled, self._parts.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._beside.drawing(request.width * request.height):
             return self._generate(request, control_image, init_image, watch)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` does anything."""
+        return self._beside.any and prepares_in_place(self._parts.recipe)
+
+    def prepare(
+        self,
+        request: GenerationRequest,
+        *,
+        control_image: Source | None = None,
+        init_image: Source | None = None,
+    ) -> bool:
+        """Puts what this request needs before its first step into the caches, while another one is drawn.
+
+        Of pictures larger than the reference only the prompt. False where nothing was prepared: no room now, or a
+        prompt that is to be rewritten. Changes nothing else, so that the picture is the same without it. Raises what
+        `generate` raises before its first step.
+        """
+        with self._beside.preparing() as may:
+            rewritten = request.upsample_prompt and self._parts.upsampler is not None
+            if not may or rewritten or not self.prepares:
+                return False
+            self._check(request, control_image, init_image)
+            if request.width * request.height > REFERENCE_PIXELS:
+                control_image = init_image = None
+            self._prepare(request, control_image, init_image, Watch.over_nothing(self._parts.device))
+            return True
 
     def shrink(self) -> bool:
         """Frees device memory that the request in hand does not need; False when there is nothing left to give back.
 
         The caches go, and the next smaller memory plan for the same weights takes over, where the host has room for it.
         """
+        with self._beside.moving():
+            return self._shrink()
+
+    def _shrink(self) -> bool:
         held = any(cache.used_bytes for cache in self._caches)
         for cache in self._caches:
             cache.clear()

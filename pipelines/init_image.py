@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .cache import TensorCache, tensor_bytes
+from .cache import TensorCache
 from .decode import encode_picture, picture_tensor
 from .source import Source
 
@@ -18,7 +18,7 @@ class InitEncoder:
 
     def __init__(self, vae: Any, *, dtype: torch.dtype) -> None:
         self._vae, self._dtype = vae, dtype
-        self.cache = TensorCache[torch.Tensor](CACHE_BYTES, tensor_bytes)
+        self.cache = TensorCache[torch.Tensor](CACHE_BYTES, lambda latents: (latents,))
 
     def encode(self, image: Source, width: int, height: int) -> torch.Tensor:
         """RGB picture, stretched to `width` × `height` with Lanczos → packed latents [1, L, 64]."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .cache import TensorCache, tensor_bytes
+from .cache import TensorCache
 
 T5_TOKENS = 512
 CLIP_TOKENS = 77
@@ -57,7 +57,7 @@ class TextEncoder:
         self._clip_tokenizer, self._clip = tokenizer, encoder
         self._t5_tokenizer, self._t5 = tokenizer_2, encoder_2
         self._device, self._dtype, self._present = device, dtype, present
-        self.cache = TensorCache[EncodedPrompt](CACHE_BYTES, lambda p: tensor_bytes(p.embeds, p.pooled, p.ids))
+        self.cache = TensorCache[EncodedPrompt](CACHE_BYTES, lambda p: (p.embeds, p.pooled, p.ids))
 
     @property
     def modules(self) -> tuple[Any, ...]:

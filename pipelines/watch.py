@@ -38,14 +38,22 @@ class Watch:
         self._last_s = time.perf_counter()
         self.timings_s: dict[str, float] = {}
 
+    @classmethod
+    def over_nothing(cls, device: torch.device) -> Watch:
+        """For stages without steps that nobody cancels."""
+        return cls(0, lambda _: None, lambda: False, device)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of what runs inside to `name`. Stages end with a wait for the device, so the time is real."""
+        """Adds the time of what runs inside to `name`. Stages end with a wait for the device, so the time is real.
+
+        It waits for what this thread ordered, not for what another one prepares.
+        """
         self._obey()
         start = time.perf_counter()
         yield
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()
         self.timings_s[name] = self.timings_s.get(name, 0.0) + time.perf_counter() - start
 
     @contextmanager

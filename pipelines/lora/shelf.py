@@ -56,7 +56,7 @@ class LoraShelf:
         self._content: list[tuple[Key, float]] | None = None
         self._filled_at: StorageWeakRef | None = None
         self._twins: list[Branch] = []
-        self.cache = TensorCache[LoraWeights](max_bytes, lambda weights: weights.size_bytes)
+        self.cache = TensorCache[LoraWeights](max_bytes, lambda weights: weights.tensors)
 
     def also_for(self, twin: Any) -> None:
         """`twin` shares the transformer's values, slot included: from now on both are switched together."""

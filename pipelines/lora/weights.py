@@ -38,9 +38,13 @@ class LoraWeights:
     notes: tuple[str, ...]
 
     @property
-    def size_bytes(self) -> int:
+    def tensors(self) -> tuple[torch.Tensor, ...]:
         tensors = [tensor for layer in self.layers.values() for tensor in (layer.down, layer.up, layer.bias)]
-        return tensor_bytes(*(tensor for tensor in [*tensors, *self.norms.values()] if tensor is not None))
+        return tuple(tensor for tensor in [*tensors, *self.norms.values()] if tensor is not None)
+
+    @property
+    def size_bytes(self) -> int:
+        return tensor_bytes(*self.tensors)
 
 
 def load_weights(header: Header, shapes: dict[str, tuple[int, int]], dtype: torch.dtype) -> LoraWeights:

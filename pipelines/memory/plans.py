@@ -141,7 +141,8 @@ class Plan:
 
     device: on the card between requests and at its fullest, by component. peaks: of each stage of a 1024×1024 request,
     weights, activations and workspace together. host_bytes: kept in the host's memory for coming and going.
-    max_pixels: the largest picture that fits the budget. fast: whether there is room for the fast tiers' copies.
+    max_pixels: the largest picture that fits the budget. ahead_pixels: the largest beside which the next request's
+    inputs can be prepared, 0 where that cannot be. fast: whether there is room for the fast tiers' copies.
     """
 
     recipe: Recipe
@@ -150,6 +151,7 @@ class Plan:
     host_bytes: int
     budget_bytes: int
     max_pixels: int
+    ahead_pixels: int
     fast: bool
 
     @property
@@ -178,6 +180,7 @@ def make_plan(recipe: Recipe, footprint: Footprint, budget_bytes: int) -> Plan:
         host_bytes=_host_bytes(recipe, footprint),
         budget_bytes=budget_bytes,
         max_pixels=_max_pixels(recipe, footprint, budget_bytes),
+        ahead_pixels=_ahead_pixels(recipe, footprint, budget_bytes),
         fast=footprint.fast_copies,
     )
 
@@ -253,6 +256,11 @@ def smaller_recipe(recipe: Recipe) -> Recipe | None:
     return next(same, None)
 
 
+def prepares_in_place(recipe: Recipe) -> bool:
+    """Whether text encoders and depth estimator are there while a picture is drawn, so that nothing has to move."""
+    return recipe.text == "stay" and recipe.helpers == "stay"
+
+
 def stage_peaks(recipe: Recipe, footprint: Footprint, pixels: int) -> dict[str, int]:
     """The most bytes that each stage of a request has on the device."""
     transformer = _transformers_at_once(recipe, footprint)
@@ -322,6 +330,16 @@ def _max_pixels(recipe: Recipe, footprint: Footprint, budget_bytes: int) -> int:
     }
     room = (int((budget_bytes - empty[stage]) / each) for stage, each in per_pixel.items())
     return max(min(room), 0)
+
+
+def _ahead_pixels(recipe: Recipe, footprint: Footprint, budget_bytes: int) -> int:
+    """As `max_pixels`, with room left for the preparations, which may last into the decoding."""
+    if not prepares_in_place(recipe):
+        return 0
+    # The reference's encoding takes less than its decoding. Larger pictures are not encoded ahead.
+    beside = max(TEXT_BYTES, DEPTH_BYTES, decode_bytes(REFERENCE_PIXELS, footprint.value_bytes))
+    pixels = _max_pixels(recipe, footprint, budget_bytes - beside)
+    return pixels if pixels >= SMALL_PIXELS else 0
 
 
 def _named(name: str, lacking: Collection[Precision]) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from pipelines.components import Components, Folders, load_components
 from pipelines.engine import Engine
 from pipelines.faults import BadRequest, Cancelled, Flagged, NotFinite
+from pipelines.memory.plans import RECIPES
 from pipelines.request import GenerationRequest
 from pipelines.safety import Verdict
 from pipelines.source import SourceImage
@@ -193,10 +195,73 @@ def test_a_known_picture_is_not_even_read_again(engine: Engine, tmp_path: Path) 
         spool.compute(engine, replace(request, width=DEPTH.width // 2))
 
 
-def test_the_cache_stays_within_its_bytes(components: Components) -> None:
-    from pipelines.cache import TensorCache, tensor_bytes
+INIT = replace(DEV, init_image="coffee", strength=0.5, steps=2)
 
-    cache = TensorCache[torch.Tensor](1000, tensor_bytes)
+
+def preparing(components: Components) -> Engine:
+    """An engine with empty caches that prepares beside pictures of up to a hundred pixels a side."""
+    for cache in (components.text.cache, components.control.cache, components.init.cache):
+        cache.clear()
+    return Engine(components, ahead_pixels=100 * 100)
+
+
+@pytest.mark.parametrize(
+    ("request_", "source", "used"),
+    [(DEV, None, {"text"}), (DEPTH, "control_image", {"text", "control"}), (INIT, "init_image", {"text", "init"})],
+)
+def test_a_request_that_was_prepared_while_another_was_drawn_gives_the_same_picture(
+    components: Components, photo: SourceImage, request_: GenerationRequest, source: str | None, used: set[str]
+) -> None:
+    sources = {source: photo} if source else {}
+    wanted = pixels(preparing(components), request_, **sources)
+    engine, told = preparing(components), list[bool]()
+
+    def prepare_at_first_step(report: StepReport) -> None:
+        if report.step == 1:
+            with ThreadPoolExecutor(1) as thread:
+                told.append(thread.submit(engine.prepare, request_, **sources).result(60))
+
+    engine.generate(replace(DEV, prompt="another"), on_step=prepare_at_first_step)
+    before = engine.cache_counts()
+    assert same(pixels(engine, request_, **sources), wanted)
+    after = engine.cache_counts()
+    assert told == [True]
+    assert {name for name in after if after[name][0] > before[name][0]} == used
+    assert [misses for _, misses in after.values()] == [misses for _, misses in before.values()]
+
+
+def test_of_pictures_larger_than_the_reference_only_the_prompt_is_prepared(
+    components: Components, photo: SourceImage
+) -> None:
+    engine = preparing(components)
+    assert engine.prepare(replace(DEPTH, width=1440, height=1440), control_image=photo)
+    assert components.text.cache.used_bytes > 0
+    assert components.control.cache.used_bytes == 0
+
+
+def test_nothing_is_prepared_where_a_smaller_plan_moves_the_encoders_or_the_prompt_is_rewritten(
+    components: Components,
+) -> None:
+    assert not Engine(components).prepares, "a default engine draws alone"
+    assert preparing(components).prepares
+    moved = replace(components, recipe=next(recipe for recipe in RECIPES if recipe.name == "lean"))
+    rewrites = replace(components, upsampler=object())
+    assert not preparing(moved).prepares
+    assert not preparing(moved).prepare(DEV)
+    assert not preparing(rewrites).prepare(replace(DEV, upsample_prompt=True))
+    assert components.text.cache.used_bytes == 0
+    assert preparing(rewrites).prepare(DEV)
+
+
+def test_what_cannot_be_drawn_is_not_prepared(components: Components) -> None:
+    with pytest.raises(BadRequest, match="needs a control image"):
+        preparing(components).prepare(DEPTH)
+
+
+def test_the_cache_stays_within_its_bytes(components: Components) -> None:
+    from pipelines.cache import TensorCache
+
+    cache = TensorCache[torch.Tensor](1000, lambda tensor: (tensor,))
     for key in range(10):
         cache.get_or_compute(key, lambda: torch.zeros(100))
     assert cache.used_bytes == 800

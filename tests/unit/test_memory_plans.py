@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines.memory.activations import DEPTH_BYTES, decode_bytes
 from pipelines.memory.footprint import FULL_SIZE
 from pipelines.memory.plans import (
     RECIPES,
+    REFERENCE_PIXELS,
     RESIDENT,
     NoPlan,
     Plan,
@@ -81,6 +83,30 @@ def test_the_largest_picture_just_fits() -> None:
     too_large = stage_peaks(chosen.recipe, FULL_SIZE, chosen.max_pixels + 10_000)
     assert max(fits["decode"], fits["denoise"]) <= chosen.budget_bytes
     assert max(too_large["decode"], too_large["denoise"]) > chosen.budget_bytes
+
+
+@pytest.mark.parametrize("card", [48, 80, 141])
+def test_the_next_request_is_prepared_beside_pictures_that_leave_room_for_it(card: int) -> None:
+    chosen = plan(card - 0.7)
+    beside = max(DEPTH_BYTES, decode_bytes(REFERENCE_PIXELS, FULL_SIZE.value_bytes))
+    assert REFERENCE_PIXELS <= chosen.ahead_pixels < chosen.max_pixels
+    fullest = max(stage_peaks(chosen.recipe, FULL_SIZE, chosen.ahead_pixels).values())
+    assert fullest + beside <= chosen.budget_bytes
+    fuller = max(stage_peaks(chosen.recipe, FULL_SIZE, chosen.ahead_pixels + 10_000).values())
+    assert fuller + beside > chosen.budget_bytes
+
+
+@pytest.mark.parametrize(("card", "name"), [(32, "lean"), (24, "fp8"), (12, "nf4"), (8, "stream")])
+def test_nothing_is_prepared_where_modules_come_and_go(card: int, name: str) -> None:
+    chosen = plan(card - 0.7, wanted=name)
+    assert (chosen.name, chosen.ahead_pixels) == (name, 0)
+    assert make_plan(chosen.recipe, FULL_SIZE, 200 * GIB).ahead_pixels == 0
+
+
+def test_nothing_is_prepared_on_a_card_that_is_full() -> None:
+    full = make_plan(RESIDENT, FULL_SIZE, make_plan(RESIDENT, FULL_SIZE, 0).peak_bytes)
+    assert full.max_pixels >= REFERENCE_PIXELS
+    assert full.ahead_pixels == 0
 
 
 def test_one_model_alone_stays_where_two_take_turns() -> None:
