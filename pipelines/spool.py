@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,20 @@ class Spool:
             )
         except UnusablePicture as error:
             raise BadRequest(f"{'control_image' if request.control_image else 'image'} {error}") from error
+
+    def prepare(self, engine: Engine, request: GenerationRequest) -> None:
+        """Lets the engine prepare `request`, where it does that. What is wrong with a request is said when it runs.
+
+        Raises what else Engine.prepare raises.
+        """
+        if not engine.prepares:
+            return
+        with suppress(BadRequest, UnusablePicture):
+            engine.prepare(
+                request,
+                control_image=self._source(request.control_image),
+                init_image=self._source(request.init_image),
+            )
 
     def write(self, generated: Generated, request: GenerationRequest, *, name: str) -> GenerationResult:
         """Encodes the pictures into the output folder, their names beginning with `name`. Raises OSError."""

@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         "auto",
         description="Compile the transformers' blocks and the decoder before the server is ready; auto on a CUDA card.",
     )
+    prepare_ahead: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Prepare the next job's text, depth map and latents while one is drawn; auto on a CUDA card. Needs "
+        "a plan whose encoders stay, and room.",
+    )
     depth_estimator: str = Field(
         DEFAULT_ESTIMATOR, description="What makes depth maps of photos; a name that is unknown lists all there are."
     )

@@ -38,6 +38,7 @@ from server.worker.supervisor import (
 )
 
 from .database import JobDatabase
+from .following import FollowingJob
 from .model import MAX_WORKER_DEATHS, Ending, Job, State
 from .recovery import take_up
 from .service import JobService, Progress, Watch
@@ -92,6 +93,7 @@ class Dispatcher:
         """By id: the one that is drawn, and those before it whose pictures are still encoded or published."""
         self._claiming = False
         self._turns = Turns()
+        self._following = FollowingJob(database, worker)
         self._attempts: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -228,6 +230,7 @@ class Dispatcher:
 
         def on_step(step: Step) -> None:
             watch.progress = Progress(step.step, step.steps, step.step_s)
+            self._following.announce(job, self._preferred_model())
 
         limit = self._start_run_limit(job, watch)
         try:

@@ -30,21 +30,27 @@ LIST = f"""
 SELECT {COLUMNS} FROM jobs WHERE :state IS NULL OR state = :state ORDER BY seq DESC LIMIT :limit
 """  # noqa: S608
 
+NEXT = "SELECT seq FROM jobs WHERE state = 'queued' ORDER BY lane, seq LIMIT 1"
+
+# Of the next few in the lane whose turn it is, the first of the preferred model, else the first.
+NEXT_PREFERRED = """
+SELECT seq FROM (SELECT seq, lane, request FROM jobs WHERE state = 'queued' ORDER BY lane, seq LIMIT 32)
+ORDER BY lane, json_extract(request, '$.model') IS NOT :model, seq LIMIT 1
+"""
+
 CLAIM = f"""
-UPDATE jobs SET state = 'running', attempt = attempt + 1
-WHERE seq = (SELECT seq FROM jobs WHERE state = 'queued' ORDER BY lane, seq LIMIT 1)
+UPDATE jobs SET state = 'running', attempt = attempt + 1 WHERE seq = ({NEXT})
 RETURNING {COLUMNS}
 """  # noqa: S608
 
-# Of the next few in the lane whose turn it is, the first of the preferred model, else the first.
 CLAIM_PREFERRED = f"""
-UPDATE jobs SET state = 'running', attempt = attempt + 1
-WHERE seq = (
-    SELECT seq FROM (SELECT seq, lane, request FROM jobs WHERE state = 'queued' ORDER BY lane, seq LIMIT 32)
-    ORDER BY lane, json_extract(request, '$.model') IS NOT :model, seq LIMIT 1
-)
+UPDATE jobs SET state = 'running', attempt = attempt + 1 WHERE seq = ({NEXT_PREFERRED})
 RETURNING {COLUMNS}
 """  # noqa: S608
+
+PEEK = f"SELECT {COLUMNS} FROM jobs WHERE seq = ({NEXT})"  # noqa: S608
+
+PEEK_PREFERRED = f"SELECT {COLUMNS} FROM jobs WHERE seq = ({NEXT_PREFERRED})"  # noqa: S608
 
 FINISH = f"""
 UPDATE jobs SET state = :state, queue_s = :queue_s, compute_s = :compute_s, total_s = :total_s,

@@ -79,6 +79,11 @@ class SqliteStore:
             row = self._connection.execute(query, {"model": preferred_model}).fetchone()
         return _job(row) if row else None
 
+    def peek(self, preferred_model: str | None = None) -> Job | None:
+        query = queries.PEEK_PREFERRED if preferred_model else queries.PEEK
+        row = self._connection.execute(query, {"model": preferred_model}).fetchone()
+        return _job(row) if row else None
+
     def finish(self, job_id: str, attempt: int, ending: Ending, *, now: float) -> Job | None:
         check_transition(State.RUNNING, ending.state)
         if not ending.state.final:

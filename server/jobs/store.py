@@ -83,6 +83,9 @@ class JobStore(Protocol):
         preferred_model: its jobs go before others of the same lane, as far as a short look ahead reaches.
         """
 
+    def peek(self, preferred_model: str | None = None) -> Job | None:
+        """The job that `claim` would take now, left where it is, or None."""
+
     def finish(self, job_id: str, attempt: int, ending: Ending, *, now: float) -> Job | None:
         """Ends the attempt. None, and nothing changes, when the job is not running under this attempt.
 

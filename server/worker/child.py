@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
@@ -27,6 +28,9 @@ STDERR_LINES = 20
 STDERR_PERIOD_S = 10.0
 """So many of its lines are logged in such a time: a device assert alone writes thousands."""
 
+PREPARED_PROMPTS = 16
+"""It does not say when it has prepared one, which takes about a second; within that, so many may follow each other."""
+
 
 class Child:
     """Reads its process's pipes from the start. To be made inside the event loop, and ended by `end`."""
@@ -38,6 +42,8 @@ class Child:
         self._readers = [asyncio.create_task(self._read()), asyncio.create_task(self._read_stderr())]
         self.prompt = ""
         """What it draws now; never logged."""
+        self.prepared: deque[str] = deque(maxlen=PREPARED_PROMPTS)
+        """What it was told to prepare lately, and may still be at; never logged."""
 
     @property
     def pid(self) -> int:
@@ -107,7 +113,7 @@ class Child:
                     return
                 self._inbox.put_nowait(message)
         except ProtocolError as error:
-            self._fatal = Fatal(reason="protocol", message=hide(str(error), self.prompt))
+            self._fatal = Fatal(reason="protocol", message=hide(str(error), self.prompt, *self.prepared))
         except ValueError:
             self._fatal = Fatal(reason="protocol", message=f"a message of more than {LINE_LIMIT_BYTES} bytes")
 
@@ -121,7 +127,7 @@ class Child:
                 budget, period_ends = STDERR_LINES, time.monotonic() + STDERR_PERIOD_S
             budget -= 1
             if budget > 0:
-                log.warning("worker wrote", pid=self.pid, text=hide(line, self.prompt))
+                log.warning("worker wrote", pid=self.pid, text=hide(line, self.prompt, *self.prepared))
             elif budget == 0:
                 log.warning("worker writes too much; the rest is left out for a while", pid=self.pid)
 

@@ -1,4 +1,4 @@
-"""What a worker says of a fault, made fit for a log: without the prompt it was drawing and without folder names."""
+"""What a worker says of a fault, made fit for a log: without the prompts it works on and without folder names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ SHORTEST_PROMPT = 6
 _FOLDERS = re.compile(r"""(?<![\w:/.…])/(?:[^\s/'"`:,;()<>\x00]+/)+""")
 
 
-def hide(text: str, prompt: str = "") -> str:
-    """`text` without the prompt, be it whole, a line of it, or as `repr` or JSON write it, and without folders."""
-    for piece in _pieces(prompt):
-        text = text.replace(piece, f"(prompt of {len(prompt)} characters)")
+def hide(text: str, *prompts: str) -> str:
+    """`text` without the prompts, be it whole, a line of one, or as `repr` or JSON write it, and without folders."""
+    pieces = [(piece, len(prompt)) for prompt in prompts for piece in _pieces(prompt)]
+    # The longest first, so that no half of one is left.
+    for piece, length in sorted(pieces, key=lambda piece: len(piece[0]), reverse=True):
+        text = text.replace(piece, f"(prompt of {length} characters)")
     return _FOLDERS.sub("…/", text)
 
 
 def _pieces(prompt: str) -> list[str]:
-    """The longest first, so that no half of one is left."""
     forms = {prompt, repr(prompt)[1:-1], json.dumps(prompt)[1:-1], *prompt.splitlines()}
-    return sorted((form for form in forms if len(form) >= SHORTEST_PROMPT), key=len, reverse=True)
+    return [form for form in forms if len(form) >= SHORTEST_PROMPT]

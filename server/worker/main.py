@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from weights.demo import is_demo
 from weights.sources import ModelSources
 
 from .hiding import hide
+from .preparing import Preparer
 from .protocol import (
     PROTOCOL_VERSION,
     Cancel,
@@ -34,6 +36,7 @@ from .protocol import (
     Hello,
     Load,
     Loading,
+    Prepare,
     ProtocolError,
     Ready,
     Run,
@@ -63,12 +66,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Wire:
-    """The child's end: messages in from a reader thread, messages out under a lock, cancels noted as they come."""
+    """The child's end: messages in from a reader thread, messages out under a lock, cancels noted as they come.
+
+    on_prepare: hears in the reader thread what may be prepared; until somebody listens nobody does.
+    """
 
     def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         self._source, self._sink = source, sink
         self._write_lock = threading.Lock()
         self._cancelled: set[tuple[str, int]] = set()
+        self.on_prepare: Callable[[Prepare], None] = lambda _: None
         self.inbox: queue.SimpleQueue[Down] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="wire", daemon=True).start()
 
@@ -89,6 +96,8 @@ class Wire:
                 message = decode(line)
                 if isinstance(message, Cancel):
                     self._cancelled.add((message.job, message.attempt))
+                elif isinstance(message, Prepare):
+                    self.on_prepare(message)
                 else:
                     self.inbox.put(message)
         except ProtocolError as error:
@@ -172,6 +181,7 @@ def _load(wire: Wire, load: Load) -> Engine:
         memory_limit_bytes=load.memory_limit_bytes,
         fast_tiers=load.fast_tiers,
         compiled=load.compiled,
+        prepare_ahead=load.prepare_ahead,
         depth_estimator=load.depth_estimator_name,
         depth_map_mode=load.depth_map_mode,
     )
@@ -195,6 +205,7 @@ def _load(wire: Wire, load: Load) -> Engine:
             takes_turns=ready.plan.recipe.transformers == "turns",
             tiers=list(ready.engine.tiers),
             graphs=ready.graphs,
+            prepares=ready.engine.prepares,
         )
     )
     return ready.engine
@@ -239,7 +250,7 @@ def _next(wire: Wire, limit_s: float | None) -> Down | None:
 
 
 class Runner:
-    """Draws one job after the other in this thread; a second thread encodes what was drawn."""
+    """Draws one job after the other in this thread; a second one prepares the next, a third encodes what was drawn."""
 
     def __init__(self, wire: Wire, engine: Engine, spool: Spool) -> None:
         from pipelines.figures import Figures
@@ -247,12 +258,15 @@ class Runner:
         self._wire, self._engine, self._spool = wire, engine, spool
         self._figures = Figures(engine)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._preparer = Preparer(self._prepare)
+        wire.on_prepare = self._preparer.take
 
     def run(self, run: Run) -> None:
         """Draws the job and says so; its Done or Failed may come later."""
         from pipelines.attempt import Fault, attempt
         from pipelines.request import GenerationRequest
 
+        self._preparer.drop()
         start = time.monotonic()
         request = GenerationRequest.from_json(run.request)
         outcome = attempt(self._engine, lambda: self._compute(run, request))
@@ -276,6 +290,11 @@ class Runner:
         return self._spool.compute(
             self._engine, request, on_step=report, cancelled=lambda: self._wire.is_cancelled(run)
         )
+
+    def _prepare(self, request: dict[str, Any]) -> None:
+        from pipelines.request import GenerationRequest
+
+        self._spool.prepare(self._engine, GenerationRequest.from_json(request))
 
     def _write(
         self, run: Run, request: GenerationRequest, generated: Generated, start: float, figures: dict[str, Any]

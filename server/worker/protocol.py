@@ -3,7 +3,7 @@
 One message is one line of JSON. Pictures cross as files in the spool folder. The child knows nothing of its parent but
 this file, so the same worker can serve another kind of queue on another machine.
 
-    down   Load · Run · Cancel · Shutdown
+    down   Load · Run · Prepare · Cancel · Shutdown
     up     Hello · Loading · Ready · Step · Drawn · Done · Failed · Fatal
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pipelines.request import GenerationRequest, GenerationResult
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 Switch = Literal["auto", "on", "off"]
 
@@ -27,9 +27,9 @@ class Load:
     models: `weights.sources.ModelSources` as JSON, by model name; the folders are None where there is nothing to load.
     depth_estimator_name, depth_map_mode: as in `pipelines.depth_catalogue`; the mode may be "auto".
     metadata: write into each picture how it was made. memory_plan: a plan's name, or auto. memory_limit_bytes: of the
-    device, None for all that is free. fast_tiers, compiled: as in `pipelines.assembly`. compile_cache: folder for what
-    the compiler makes. fault_switches: let a prompt ask for a fault, as `pipelines.fault_switches` says; demo weights
-    only.
+    device, None for all that is free. fast_tiers, compiled, prepare_ahead: as in `pipelines.assembly`. compile_cache:
+    folder for what the compiler makes. fault_switches: let a prompt ask for a fault, as `pipelines.fault_switches`
+    says; demo weights only.
     """
 
     version: int
@@ -51,6 +51,7 @@ class Load:
     memory_limit_bytes: int | None
     fast_tiers: Switch
     compiled: Switch
+    prepare_ahead: Switch
     compile_cache: str
     fault_switches: bool = False
 
@@ -61,6 +62,18 @@ class Run:
 
     job: str
     attempt: int
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """While a job runs: this one will probably be next. Its text, depth map and latents may be computed beforehand.
+
+    It promises nothing and is not answered. The job's Run computes whatever is missing, and a newer Prepare takes the
+    place of one that has not begun.
+    """
+
+    job: str
     request: dict[str, Any]
 
 
@@ -97,7 +110,8 @@ class Ready:
 
     plan, plan_line: the memory plan's name, and what it means in one line. max_pixels: the largest picture it holds.
     takes_turns: whether models have to come to the device one after the other, so that a change between them costs.
-    tiers: that requests may ask for, the default first. graphs: that were compiled in the warm-up.
+    tiers: that requests may ask for, the default first. graphs: that were compiled in the warm-up. prepares: whether a
+    Prepare is of use.
     """
 
     version: int
@@ -112,6 +126,7 @@ class Ready:
     takes_turns: bool
     tiers: list[str]
     graphs: int
+    prepares: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,12 +196,12 @@ class Fatal:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-Down = Load | Run | Cancel | Shutdown
+Down = Load | Run | Prepare | Cancel | Shutdown
 Up = Hello | Loading | Ready | Step | Drawn | Done | Failed | Fatal
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (Load, Run, Cancel, Shutdown, Hello, Loading, Ready, Step, Drawn, Done, Failed, Fatal)
+    for kind in (Load, Run, Prepare, Cancel, Shutdown, Hello, Loading, Ready, Step, Drawn, Done, Failed, Fatal)
 }
 
 
@@ -210,6 +225,10 @@ def decode(line: bytes) -> Any:
 
 def run_message(job: str, attempt: int, request: GenerationRequest) -> Run:
     return Run(job=job, attempt=attempt, request=request.to_json())
+
+
+def prepare_message(job: str, request: GenerationRequest) -> Prepare:
+    return Prepare(job=job, request=request.to_json())
 
 
 def result_of(message: Done) -> GenerationResult:

@@ -19,7 +19,7 @@ import structlog
 from .child import COMMAND, Child, Spawn, spawn
 from .hiding import hide
 from .job import JobInHand
-from .protocol import Cancel, Done, Drawn, Failed, Fatal, Load, Loading, Ready, Run, Shutdown, Step, Up
+from .protocol import Cancel, Done, Drawn, Failed, Fatal, Load, Loading, Prepare, Ready, Run, Shutdown, Step, Up
 from .record import ALARM_FAILURES, ALARM_WINDOW_S, LifeRecord
 from .spare import Spare
 from .step_limit import StepLimit
@@ -180,6 +180,17 @@ class WorkerSupervisor:
         except asyncio.CancelledError:
             self.cancel(run.job, run.attempt)
             raise
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the worker draws and, beside that, prepares what comes next."""
+        return self.state is WorkerState.BUSY and self.greeting is not None and self.greeting.prepares
+
+    def prepare(self, following: Prepare) -> None:
+        """Tells the worker what comes after the job that it has. Does nothing where that would be of no use."""
+        if self.prepares and self._child is not None:
+            self._child.prepared.append(str(following.request.get("prompt", "")))
+            self._child.send(following)
 
     def cancel(self, job: str, attempt: int) -> None:
         """Asks the worker to stop this job before its next step. Does nothing where no worker is."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,8 +237,44 @@ def lora_server(run_server: Any, tmp_path_factory: Any) -> Iterator[Any]:
     save_lora(folder / "style.safetensors")
     save_lora(folder / "fill.safetensors", input_width=384)
     (folder / "broken.safetensors").write_bytes(b"not safetensors")
-    with run_server(lora_dir=str(folder)) as server:
+    with run_server(lora_dir=str(folder), prepare_ahead="on") as server:
         yield server
+
+
+def test_a_job_that_was_prepared_while_another_was_drawn_gives_the_same_picture(
+    lora_server: Any, server: Any, photo: bytes
+) -> None:
+    following = {
+        "prompt": "a fox that waits",
+        "num_inference_steps": 1,
+        "seed": 3,
+        "megapixels": "0.25",
+        "output_format": "png",
+    }
+    following["control_image"] = base64.b64encode(photo).decode()
+    before = cache_requests(lora_server)
+    first = lora_server.submit("flux-dev", {"prompt": "a lake", "steps": 12, "seed": 3, "megapixels": "0.25"})
+    second = lora_server.submit("flux-depth-dev", following)
+    prepared = lora_server.finish(second)
+    assert lora_server.status(first)["status"] == "COMPLETED"
+    new = {name: count - before[name] for name, count in cache_requests(lora_server).items()}
+    # Each value was computed once, by whoever prepared it, and found by whoever drew.
+    assert {name: new[name, "hit"] for name in ("text", "control")} == {"text": 1, "control": 1}
+    assert {name: new[name, "miss"] for name in ("text", "control")} == {"text": 2, "control": 1}
+    assert not {"depth", "control"} & prepared["timings"].keys(), "the drawing thread had nothing to estimate"
+    alone = server.finish(server.submit("flux-depth-dev", following))
+    pictures = [
+        where.get(body["images"][0]["url"]).content for where, body in ((lora_server, prepared), (server, alone))
+    ]
+    assert open_picture(pictures[0]).tobytes() == open_picture(pictures[1]).tobytes()
+
+
+def cache_requests(server: Any) -> Counter[tuple[str, str]]:
+    """Look-ups in the worker's caches so far, by cache and outcome."""
+    line = re.compile(r'^flux_cache_requests_total\{cache="(\w+)",outcome="(\w+)"\} (\S+)$', re.MULTILINE)
+    return Counter(
+        {(cache, outcome): int(float(count)) for cache, outcome, count in line.findall(server.get("/metrics").text)}
+    )
 
 
 def test_a_lora_changes_the_picture_and_leaves_no_trace(lora_server: Any) -> None:

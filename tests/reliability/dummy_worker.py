@@ -1,7 +1,7 @@
 """A worker without torch: the real worker's end of the line, grey pictures instead of an engine.
 
 It is there in a tenth of a second, so that deaths can be had by the dozen. A prompt may say `[step_s=0.2]`, or
-`[fail]`, `[hang]` or `[exit]`, which it does after the first step.
+`[fail]`, `[hang]` or `[exit]`, which it does after the first step, or `[exit when prepared]`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipelines.request import GenerationRequest, GenerationResult, OutputFile
 from server.worker.main import Wire, _leave_with_parent, _take_streams
-from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Hello, Load, Ready, Run, Step
+from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Hello, Load, Prepare, Ready, Run, Step
 
 STEP_S = 0.005
 
@@ -38,11 +38,23 @@ def main() -> None:
     wire.send(Hello(version=PROTOCOL_VERSION))
     load = wire.inbox.get()
     assert isinstance(load, Load)
-    ready = {"models": list(load.models), "device": "none", "max_pixels": 2**24, "tiers": ["exact"]}
+    wire.on_prepare = prepare
+    ready = {
+        "prepares": load.prepare_ahead == "on",
+        "models": list(load.models),
+        "device": "none",
+        "max_pixels": 2**24,
+        "tiers": ["exact"],
+    }
     wire.send(filled(Ready, version=PROTOCOL_VERSION, **ready))
     while isinstance(message := wire.inbox.get(), Run):
         run(wire, message, Path(load.spool) / "outputs")
     os._exit(0)
+
+
+def prepare(message: Prepare) -> None:
+    if "[exit when prepared]" in message.request["prompt"]:
+        os._exit(9)
 
 
 def run(wire: Wire, run: Run, outputs: Path) -> None:

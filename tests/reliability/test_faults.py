@@ -36,9 +36,9 @@ def until(condition: Callable[[], Any], limit_s: float, what: str) -> Any:
     raise AssertionError(f"{what}: not within {limit_s} s")
 
 
-def submit(server: Any, prompt: str = "a fox") -> str:
-    """A picture of 64×64 in one step, some 20 ms of work."""
-    body = {"prompt": prompt, "control_image": GREY_PNG, "megapixels": "match_input", "num_inference_steps": 1}
+def submit(server: Any, prompt: str = "a fox", *, steps: int = 1) -> str:
+    """A picture of 64×64, by default in one step, some 20 ms of work."""
+    body = {"prompt": prompt, "control_image": GREY_PNG, "megapixels": "match_input", "num_inference_steps": steps}
     return str(server.submit("flux-depth-dev", body))
 
 
@@ -77,6 +77,16 @@ def test_a_job_that_always_kills_the_worker_fails_after_two_attempts_and_harms_n
     assert good == {"succeeded": 20}
     assert (bad, attempts) == ({"worker_crashed": 1}, 2)
     assert all("retry_count" not in server.finish(request_id)["metrics"] for request_id in ids)
+
+
+def test_a_job_that_kills_the_worker_when_it_is_prepared_costs_the_running_one_a_life_at_most(run_server: Any) -> None:
+    """After the death the innocent job runs with nothing beside it."""
+    program = (str(Path(__file__).with_name("dummy_server.py")),)
+    with run_server(program=program, spare_worker="true", prepare_ahead="on") as server:
+        jobs = [submit(server, "[step_s=0.1]", steps=3), submit(server, "[exit when prepared]")]
+        assert outcomes(server, jobs) == {"succeeded": 2}
+        assert [len(re.findall(rf"job started .*?job={job}", server.log())) for job in jobs] == [2, 1]
+        assert 'flux_worker_restarts_total{reason="crashed"} 1.0' in server.get("/metrics").text
 
 
 def test_out_of_memory_costs_its_job_and_nothing_else(faulty_server: Any) -> None:

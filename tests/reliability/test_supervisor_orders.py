@@ -30,6 +30,7 @@ from server.worker.protocol import (
     Fatal,
     Hello,
     Load,
+    Prepare,
     Ready,
     Run,
     Shutdown,
@@ -100,6 +101,7 @@ class PlayedProcess:
         """Leaves when it is asked to."""
         self.run: Run | None = None
         self.encoding: list[Run] = []
+        self.prepared = 0
 
     def write(self, line: bytes) -> None:
         message = decode(line)
@@ -110,6 +112,10 @@ class PlayedProcess:
             assert self.greeted, "a job for a worker that is not ready"
             assert self.run is None, "a second job at once"
             self.run = message
+        elif isinstance(message, Prepare):
+            assert self.greeted, "a job to prepare for a worker that is not ready"
+            assert self.run is not None, "a job to prepare beside none"
+            self.prepared += 1
         elif isinstance(message, Shutdown) and self.polite:
             self.exit(0)
         else:
@@ -223,6 +229,14 @@ class Orders(RuleBasedStateMachine):
         self.do(lambda: self.worker.cancel(name, 1))
 
     @rule()
+    def prepare(self) -> None:
+        """Heard by a worker that has a job, and by no other."""
+        heard = sum(process.prepared for process in self.processes)
+        busy = self.worker.state is WorkerState.BUSY
+        self.do(lambda: self.worker.prepare(Prepare(job="next", request={"prompt": "y"})))
+        assert sum(process.prepared for process in self.processes) == heard + busy
+
+    @rule()
     def abandon(self) -> None:
         """Whoever waits for the last job goes away."""
         if self.calls:
@@ -243,7 +257,7 @@ class Orders(RuleBasedStateMachine):
         process = self.loaded()
         if process and not process.greeted:
             process.greeted = version == PROTOCOL_VERSION
-            ready = filled(Ready, version=version, warmup_s=0.1)
+            ready = filled(Ready, version=version, warmup_s=0.1, prepares=True)
             self.do(lambda: process.say(ready))
 
     @rule()

@@ -84,6 +84,22 @@ def test_jobs_are_claimed_by_lane_and_then_first_come_first_served(store: Any) -
     assert store.claim() is None
 
 
+def test_peeking_shows_what_a_claim_would_take_and_changes_nothing(store: Any) -> None:
+    assert store.peek() is None
+    assert store.peek("flux-dev") is None
+    for job_id, lane, model in (
+        ("b1", Lane.BATCH, "flux-dev"),
+        ("b2", Lane.BATCH, "flux-depth-dev"),
+        ("i1", Lane.INTERACTIVE, "flux-dev"),
+    ):
+        submit(store, job_id, lane=lane, request=request_of(model=model))
+    for preferred in (None, "flux-depth-dev", "flux-depth-dev", "flux-depth-dev"):
+        seen = store.peek(preferred)
+        assert store.peek(preferred) == seen
+        claimed = store.claim(preferred)
+        assert claimed == (seen and dataclasses.replace(seen, state=State.RUNNING, attempt=1))
+
+
 def test_order_follows_acceptance_and_not_ids_or_clocks(store: Any) -> None:
     for index, job_id in enumerate(["z", "m", "a"]):
         submit(store, job_id, now=300.0 - index * 100)
@@ -717,6 +733,7 @@ class Anything(dict[str, None]):
     ("statement", "index"),
     [
         ("CLAIM", "jobs_by_turn"),
+        ("PEEK", "jobs_by_turn"),
         ("COUNT_QUEUED", "jobs_by_turn"),
         ("INPUTS_IN_USE", "jobs_by_turn"),
         ("RECOVER_ATTACHED", "jobs_by_turn"),
@@ -739,7 +756,7 @@ def test_no_statement_looks_at_every_row(sqlite: SqliteStore, statement: str, in
     plan = [row["detail"] for row in sqlite._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
     assert any(f"USING INDEX {index} " in line or f"USING COVERING INDEX {index} " in line for line in plan), plan
     assert not any(line.startswith("SCAN") for line in plan), plan
-    if statement == "CLAIM":
+    if statement in ("CLAIM", "PEEK"):
         assert not any("TEMP B-TREE" in line for line in plan), plan
 
 

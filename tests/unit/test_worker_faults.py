@@ -138,6 +138,11 @@ def test_no_form_of_the_prompt_is_logged(text: str) -> None:
     assert "Error: " in hidden
 
 
+def test_of_several_prompts_none_is_logged_nor_half_of_one() -> None:
+    hidden = hide("drew a red fox in snow, then a red fox", "a red fox", "a red fox in snow", "")
+    assert hidden == "drew (prompt of 17 characters), then (prompt of 9 characters)"
+
+
 def test_a_prompt_of_a_letter_does_not_spoil_the_words() -> None:
     assert hide("out of memory: example", "e") == "out of memory: example"
 

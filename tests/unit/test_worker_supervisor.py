@@ -25,7 +25,7 @@ import structlog
 from server.worker import record as record_module
 from server.worker import spare as spare_module
 from server.worker import supervisor as supervisor_module
-from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Load, Run, Step, encode
+from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Load, Prepare, Run, Step, encode
 from server.worker.supervisor import (
     WorkerLost,
     WorkerNotReady,
@@ -163,6 +163,8 @@ for line in source:
     message = decode(line)
     if isinstance(message, Run):
         draw(message)
+    elif isinstance(message, Prepare):
+        print(f"I prepared {message.request['prompt']}", file=sys.stderr, flush=True)
     elif isinstance(message, Shutdown) and load.device != "deaf":
         note("farewells", str(os.getpid()))
         sys.exit(0)
@@ -651,6 +653,22 @@ def test_what_a_worker_writes_is_logged_without_prompt_and_folders_and_not_witho
     assert 0 < len(texts) <= 20
     assert all("fox" not in text and "/srv" not in text for text in texts)
     assert any("line 0 of" in text for text in texts)
+
+
+def test_the_prompt_of_a_prepared_job_is_not_logged_either(spool: Path) -> None:
+    def written() -> list[str]:
+        return [line["text"] for line in logs if line["event"] == "worker wrote"]
+
+    async def test() -> None:
+        async with supervised(spool) as worker:
+            await ready(worker)
+            prepared = Prepare(job="b", request={"prompt": "a secret fox"})
+            await worker.run(job("draw"), lambda _: worker.prepare(prepared))
+            await until(written)
+
+    with structlog.testing.capture_logs() as logs:
+        run(test())
+    assert set(written()) == {"I prepared (prompt of 12 characters)"}
 
 
 # The spare.
