@@ -16,6 +16,7 @@ from .faults import release_memory
 from .heap import keep_freed_memory
 from .memory.planning import Switch, plan_here
 from .memory.plans import Plan
+from .speed.attention import switches_for_all
 from .speed.blocks import compile_no_more, compile_nothing, graphs_compiled
 from .warmup import warm_up, warm_up_sizes
 
@@ -88,7 +89,7 @@ def assemble(
         depth_estimator=wishes.depth_estimator,
         depth_map_mode=resolve_mode(wishes.depth_estimator, wishes.depth_map_mode),
     )
-    ahead_pixels = plan.ahead_pixels if _prepares(wishes, device) else 0
+    ahead_pixels = plan.ahead_pixels if _prepares(wishes, device, dtype) else 0
     engine = engine_type(parts, max_pixels=plan.max_pixels, ahead_pixels=ahead_pixels)
     if device.type == "cpu":
         keep_freed_memory()
@@ -120,9 +121,10 @@ def _compiles(plan: Plan, wishes: Wishes, device: torch.device) -> bool:
     return wishes.compiled == "on" or (wishes.compiled == "auto" and device.type == "cuda")
 
 
-def _prepares(wishes: Wishes, device: torch.device) -> bool:
+def _prepares(wishes: Wishes, device: torch.device, dtype: torch.dtype) -> bool:
     # On a processor both threads would share the cores, and nothing would be won.
-    return wishes.prepare_ahead == "on" or (wishes.prepare_ahead == "auto" and device.type == "cuda")
+    wanted = wishes.prepare_ahead == "on" or (wishes.prepare_ahead == "auto" and device.type == "cuda")
+    return wanted and not switches_for_all(device, dtype)
 
 
 def _compiled_warm_up(engine: Engine, tell: Callable[[str], None], *, must: bool) -> bool:

@@ -6,6 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 
 from pipelines.speed import attention, pace
 from pipelines.speed.pace import Pace
@@ -58,6 +63,39 @@ def test_kernels_by_card(
     monkeypatch.setattr(attention, "find_spec", lambda _: object() if installed else None)
     assert attention.attention_backend(CARD) == kernel
     assert attention.attention_backend(CPU) == "native"
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """diffusers' kernels by name, put back afterwards."""
+    kept = _AttentionBackendRegistry
+    for table in ("_backends", "_constraints", "_supported_arg_names"):
+        monkeypatch.setattr(kept, table, dict(getattr(kept, table)))
+    return kept
+
+
+def test_cudnn_is_called_without_a_switch_for_the_whole_process(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played on tensors without memory, for which there is no kernel to run and no card to be had."""
+    monkeypatch.setattr(attention, "attention_backend", lambda *_: attention.CUDNN)
+    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", lambda *_: pytest.fail("a switch was turned"))
+    x = torch.empty(1, 20, 4, 128, device="meta", dtype=torch.bfloat16)
+    kernel = AttentionBackendName(attention.CUDNN)
+    with pytest.raises(pytest.fail.Exception):
+        dispatch_attention_fn(x, x, x, backend=kernel)
+    assert not attention.switches_for_all(torch.device("meta"), torch.bfloat16)
+    assert dispatch_attention_fn(x, x, x, backend=kernel).shape == x.shape
+    whole = torch.compile(attention.cudnn_attention, fullgraph=True, backend="eager")
+    assert whole(x, x, x).shape == x.shape
+
+
+def test_where_cudnn_cannot_be_called_by_name_nothing_is_changed(
+    registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = dict(registry._backends)
+    assert not attention.switches_for_all(CPU, torch.float32), "other kernels need no switch"
+    monkeypatch.setattr(attention, "attention_backend", lambda *_: attention.CUDNN)
+    assert attention.switches_for_all(CPU, torch.bfloat16)
+    assert registry._backends == before
 
 
 class FakeCard:
