@@ -27,6 +27,9 @@ READY_LIMIT_S = 3.0
 MIB = 2**20
 
 
+_ENDED = re.compile(r"job ended .*?error=(\S+) job=(\S+) state=(\S+)")
+
+
 def until(condition: Callable[[], Any], limit_s: float, what: str) -> Any:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
@@ -43,12 +46,15 @@ def submit(server: Any, prompt: str = "a fox", *, steps: int = 1) -> str:
 
 
 def outcomes(server: Any, ids: list[str]) -> Counter[str]:
-    """How jobs ended, by their rows' state and error code as the log has it."""
+    """How jobs ended, by their rows' state and error code as the log has it, a moment after the row."""
     for request_id in ids:
         server.finish(request_id)
-    log = server.log()
-    ended = [re.search(rf"job ended .*?error=(\S+) job={request_id} state=(\S+)", log) for request_id in ids]
-    return Counter(found[2] if found[1] == "None" else found[1] for found in ended if found)
+
+    def ended() -> dict[str, tuple[str, str]]:
+        return {job: (error, state) for error, job, state in re.findall(_ENDED, server.log())}
+
+    until(lambda: ended().keys() >= set(ids), 5, "the log's lines about the ends")
+    return Counter(state if error == "None" else error for error, state in map(ended().get, ids))
 
 
 def ready_after(server: Any, old_pid: int) -> float:

@@ -100,7 +100,12 @@ def deaths(server: Any, *, kills: int, jobs: int, warm_spare: bool, ready_limit_
             noticed.append(logged(server, rf"worker ended .*?pid={pid}\b", killed) - killed)
             ready.append(logged(server, "worker ready", killed) - killed)
         ended = Counter(server.finish(request_id)["status"] for request_id in ids)
-    states = Counter(re.findall(r"job ended .*?state=(\w+)", server.log()))
+
+    def states_in_log() -> Counter[str]:
+        return Counter(re.findall(r"job ended .*?state=(\w+)", server.log()))
+
+    until(lambda: states_in_log().total() >= jobs, 5, "the log's lines about the ends")
+    states = states_in_log()
     print(
         f"R3: {kills} kills over {jobs} jobs: noticed after {1000 * statistics.median(noticed):.0f} ms (median),"
         f" {1000 * max(noticed):.0f} ms (most); ready again after {statistics.median(ready):.2f} s (median),"

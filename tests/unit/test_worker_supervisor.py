@@ -720,6 +720,7 @@ def test_a_spare_that_died_is_replaced_and_does_not_stand_in_the_way(
             spare = worker.spare_pid
             assert spare
             os.kill(spare, signal.SIGKILL)
+            await until(lambda: worker.spare_pid != spare)
             os.kill(pid, signal.SIGKILL)
             await until(lambda: worker.pid != pid)
             assert await ready(worker) not in (pid, spare)
