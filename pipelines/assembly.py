@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from .company import batching_tiers, most_together
 from .components import Folders, load_components, measure_folders, pick_device
 from .depth_catalogue import DEFAULT_ESTIMATOR, resolve_mode
 from .engine import Engine
@@ -28,6 +29,7 @@ class Wishes:
     device: auto, cpu, cuda, cuda:1, mps. dtype: auto, bfloat16, float32. memory_plan: auto or a plan's name.
     memory_limit_bytes: of the device. fast_tiers: fp8 copies for the fast tiers. compiled: blocks compiled before the
     engine is ready. prepare_ahead: the next request's inputs are prepared while one is drawn, where the plan allows it.
+    batching: small pictures drawn together, as `batching_tiers` says.
     """
 
     device: str = "auto"
@@ -37,13 +39,17 @@ class Wishes:
     fast_tiers: Switch = "auto"
     compiled: Switch = "auto"
     prepare_ahead: Switch = "auto"
+    batching: Switch = "auto"
     depth_estimator: str = DEFAULT_ESTIMATOR
     depth_map_mode: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """load_s, warmup_s: seconds. graphs: compiled by the end of the warm-up."""
+    """load_s, warmup_s: seconds. graphs: compiled by the end of the warm-up.
+
+    together: how many small pictures may be drawn in one batch, 1 for never; together_tiers: in these tiers.
+    """
 
     engine: Engine
     plan: Plan
@@ -51,6 +57,8 @@ class Assembled:
     load_s: float
     warmup_s: float
     graphs: int
+    together: int
+    together_tiers: tuple[str, ...]
 
 
 def assemble(
@@ -91,6 +99,8 @@ def assemble(
     )
     ahead_pixels = plan.ahead_pixels if _prepares(wishes, device, dtype) else 0
     engine = engine_type(parts, max_pixels=plan.max_pixels, ahead_pixels=ahead_pixels)
+    together_tiers = batching_tiers(wishes.batching, engine.tiers, on_card=device.type == "cuda")
+    together = most_together(plan.max_pixels) if together_tiers else 1
     if device.type == "cpu":
         keep_freed_memory()
     loaded = time.monotonic()
@@ -100,7 +110,7 @@ def assemble(
         compile_nothing()
         release_memory()
     if compiled:
-        warm_up_sizes(engine, max_pixels=plan.max_pixels, tell=tell)
+        warm_up_sizes(engine, max_pixels=plan.max_pixels, together=together, together_tiers=together_tiers, tell=tell)
         compile_no_more()
     else:
         warm_up(engine)
@@ -111,6 +121,8 @@ def assemble(
         load_s=loaded - start,
         warmup_s=time.monotonic() - loaded,
         graphs=graphs_compiled(),
+        together=together,
+        together_tiers=together_tiers if together > 1 else (),
     )
 
 

@@ -2,18 +2,23 @@
 
 out of memory  →  drop everything, shrink, once more
 unknown        →  a tiny picture; when that fails too, the device counts as lost
+either of a batch  →  each of its requests alone, and then as above
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from .engine import Engine, Generated
+from .engine import Engine
 from .faults import FaultKind, classify, release_memory
+from .order import Generated
 from .warmup import draw_small
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +52,34 @@ def attempt(engine: Engine, draw: Callable[[], Generated]) -> Generated | Fault:
     return outcome
 
 
-def _try(draw: Callable[[], Generated]) -> Generated | Fault:
+def attempt_together(
+    engine: Engine, draw: Callable[[], list[Generated | Exception]], alone: Sequence[Callable[[], Generated]]
+) -> Iterator[Generated | Fault]:
+    """What `draw` gives for each of several requests, in order. Raises nothing.
+
+    alone: draws each by itself, in the same order; called where the batch failed as a whole, each when it is its turn.
+    """
+    outcomes = _try(draw)
+    if not isinstance(outcomes, Fault):
+        yield from (_fault(outcome) if isinstance(outcome, Exception) else outcome for outcome in outcomes)
+    elif outcomes.kind == "fatal":
+        yield from [outcomes] * len(alone)
+    else:
+        release_memory()
+        yield from (attempt(engine, draw_one) for draw_one in alone)
+
+
+def _try(draw: Callable[[], T]) -> T | Fault:
     """When this returns, the exception is gone, and with its traceback the tensors that it held."""
     try:
         return draw()
     except Exception as error:
-        kind = classify(error)
-        return Fault(kind, str(error) if kind in FOR_CLIENTS else describe(error))
+        return _fault(error)
+
+
+def _fault(error: Exception) -> Fault:
+    kind = classify(error)
+    return Fault(kind, str(error) if kind in FOR_CLIENTS else describe(error))
 
 
 def _judge(engine: Engine, fault: Fault) -> Fault:

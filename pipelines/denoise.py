@@ -5,6 +5,7 @@ Reference: black-forest-labs/flux `sampling.py` and diffusers' `FluxPipeline.__c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,11 @@ def time_shift(sequence_length: int, config: Any) -> float:
 def make_schedule(
     config: Any, steps: int, sequence_length: int, device: torch.device, *, first_step: int = 0
 ) -> FlowMatchEulerDiscreteScheduler:
-    """A scheduler of its own for one image, set to `steps` steps from sigma 1 to 0 with the resolution's shift.
+    """A scheduler of its own for one image or batch, set to `steps` steps from sigma 1 to 0 with its size's shift.
 
     first_step: where an init image enters; the steps before it are not taken.
 
-    A fresh one for each image: schedulers carry state, and a cancelled image must not leave any behind.
+    A fresh one each time: schedulers carry state, and a cancelled image must not leave any behind.
     """
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(
@@ -49,9 +50,10 @@ def add_noise(scheduler: FlowMatchEulerDiscreteScheduler, latents: torch.Tensor,
 
 
 class Denoiser:
-    """One image on its way from noise to latents.
+    """Images of one size and one schedule on their way from noise to latents.
 
-    latents: [1, L, 64], the current state. control: [1, L, 64] or None, appended to the channels at every step.
+    latents: [B, L, 64], the current state. texts, guidance: one for each image. control: [B, L, 64] or None, appended
+    to the channels at every step.
     """
 
     def __init__(
@@ -61,13 +63,15 @@ class Denoiser:
         *,
         latents: torch.Tensor,
         image_ids: torch.Tensor,
-        text: EncodedPrompt,
-        guidance: float,
+        texts: Sequence[EncodedPrompt],
+        guidance: Sequence[float],
         control: torch.Tensor | None = None,
     ) -> None:
         self._transformer, self._scheduler = transformer, scheduler
-        self._text, self._image_ids, self._control = text, image_ids, control
-        self._guidance = torch.full([1], guidance, device=latents.device, dtype=torch.float32)
+        self._image_ids, self._text_ids, self._control = image_ids, texts[0].ids, control
+        self._embeds = torch.cat([text.embeds for text in texts])
+        self._pooled = torch.cat([text.pooled for text in texts])
+        self._guidance = torch.tensor(guidance, device=latents.device, dtype=torch.float32)
         self._timesteps = scheduler.timesteps[scheduler.begin_index :]
         self.latents = latents
         self.steps = len(self._timesteps)
@@ -77,16 +81,25 @@ class Denoiser:
     def done(self) -> bool:
         return self.steps_done == self.steps
 
+    def keep(self, places: Sequence[int]) -> None:
+        """Goes on with the images at these places only."""
+        if len(places) == len(self.latents):
+            return
+        rows = torch.tensor(places, device=self.latents.device)
+        self.latents, self._guidance = self.latents[rows], self._guidance[rows]
+        self._embeds, self._pooled = self._embeds[rows], self._pooled[rows]
+        self._control = None if self._control is None else self._control[rows]
+
     def step(self) -> None:
         """Takes one step: one call of the transformer and one Euler update in float32."""
         t = self._timesteps[self.steps_done]
         velocity = self._transformer(
             hidden_states=self._model_input(),
-            timestep=t.expand(1).to(self.latents.dtype) / 1000,
+            timestep=t.expand(len(self.latents)).to(self.latents.dtype) / 1000,
             guidance=self._guidance,
-            pooled_projections=self._text.pooled,
-            encoder_hidden_states=self._text.embeds,
-            txt_ids=self._text.ids,
+            pooled_projections=self._pooled,
+            encoder_hidden_states=self._embeds,
+            txt_ids=self._text_ids,
             img_ids=self._image_ids,
             return_dict=False,
         )[0]

@@ -2,21 +2,23 @@
 
     text → (depth map → control latents | init image → latents) → noise → step, step, … → decode → safety check
 
-Between steps it reports progress and obeys cancel. It keeps nothing of a request but cached embeddings and latents, so
-a cancelled or failed request leaves no trace in the next one.
+Requests of one `company` can be denoised together; all else is done for each by itself. Between steps it reports
+progress and obeys cancel. It keeps nothing of a request but cached embeddings and latents, so a cancelled or failed
+request leaves no trace in the next one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .ahead import RoomBeside
 from .cache import TensorCache
+from .company import company, pixels_as_one
 from .components import Components
 from .control import Control
 from .decode import decode_latents
@@ -28,54 +30,17 @@ from .memory.budget import host_budget_bytes
 from .memory.placement import DEPTH, SAFETY, UPSAMPLER, bytes_to_host, settle
 from .memory.plans import REFERENCE_PIXELS, prepares_in_place, smaller_recipe, too_large
 from .models import MODELS
+from .order import Asked, Conditions, Drawn, Generated, Group, NobodyLeft, Order
 from .request import GenerationRequest
 from .sizes import sequence_length
 from .source import Source
 from .speed.step_cache import step_cache
 from .speed.tiers import Tier, choose
-from .text import EncodedPrompt
 from .watch import StepReport, Watch
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """One picture, uint8 [H, W, 3] on the CPU; `index` is its place in the request."""
-
-    index: int
-    pixels: torch.Tensor
-
-
-@dataclass(slots=True)
-class Generated:
-    """What a request gave.
-
-    images: in order of their index; flagged ones are left out, and their indexes are in `flagged`.
-    depth_map: uint8 [H, W, 3] on the CPU, when it was asked for. prompt: what was drawn, rewritten or not.
-    safety: "checked", "off" (the request said so) or "unavailable" (no classifiers are loaded). tier: that ran.
-    """
-
-    prompt: str
-    images: list[Drawn] = field(default_factory=list)
-    depth_map: torch.Tensor | None = None
-    flagged: tuple[int, ...] = ()
-    safety: str = "unavailable"
-    unseen_tokens: int = 0
-    lora_notes: tuple[str, ...] = ()
-    tier: str = ""
-    timings_s: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Conditions:
-    """What all images of a request share."""
-
-    text: EncodedPrompt
-    control: Control | None
-    init_latents: torch.Tensor | None
-
-
 class Engine:
-    """Computes requests with loaded components, one at a time. Beside it one other thread may call `prepare`."""
+    """Computes requests with loaded components, one or one batch at a time, beside one other thread that may `prepare`."""
 
     def __init__(self, components: Components, *, max_pixels: int | None = None, ahead_pixels: int = 0) -> None:
         """max_pixels: of the largest picture that there is memory for, None where that is not known.
@@ -128,11 +93,42 @@ class Engine:
         on_step is called after each step; cancelled is asked before each step and between stages.
         Raises Cancelled, BadRequest (the request cannot be computed), Flagged, NotFinite, and whatever torch raises.
         """
-        self._check(request, control_image, init_image)
-        steps = (request.steps - request.first_step) * request.num_outputs
-        watch = Watch(steps, on_step, cancelled, self._parts.device)
-        with torch.inference_mode(), self._beside.drawing(request.width * request.height):
-            return self._generate(request, control_image, init_image, watch)
+        asked = Asked(
+            request=request,
+            control_image=control_image,
+            init_image=init_image,
+            on_step=on_step,
+            cancelled=cancelled,
+        )
+        [outcome] = self.generate_together([asked])
+        if isinstance(outcome, Generated):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # else it and this frame would keep each other
+
+    def generate_together(self, asked: Sequence[Asked]) -> list[Generated | Exception]:
+        """Computes one request, or several of one `company` in one batch.
+
+        Gives for each, in order, what it gave or why it gave nothing: Cancelled, BadRequest, Flagged or NotFinite; the
+        others go on without it. Raises whatever torch raises, and then all are lost. ValueError for requests that may
+        not be drawn together.
+        """
+        if len(asked) > 1 and len({company(each.request) or id(each) for each in asked}) > 1:
+            raise ValueError("these requests are not of one company, so they cannot be drawn together")
+        orders = [Order(each, self._parts.device) for each in asked]
+        with torch.inference_mode(), self._beside.drawing(pixels_as_one([each.request for each in asked])):
+            for order in orders:
+                with order.judged():
+                    self._begin(order)
+            with suppress(NobodyLeft):
+                self._draw_all(Group(orders))
+            for order in orders:
+                if order.error is None:
+                    with order.judged():
+                        self._finish(order)
+        return [order.outcome() for order in orders]
 
     @property
     def prepares(self) -> bool:
@@ -216,31 +212,26 @@ class Engine:
             raise BadRequest("loras cannot be used: this server has no LoRA folder (its operator sets FLUX_LORA_DIR)")
         return shelf.applied([(lora.name, lora.scale) for lora in request.loras])
 
-    def _generate(
-        self,
-        request: GenerationRequest,
-        control_image: Source | None,
-        init_image: Source | None,
-        watch: Watch,
-    ) -> Generated:
-        if request.upsample_prompt and self._parts.upsampler is not None:
+    def _begin(self, order: Order) -> None:
+        """All that comes before the first step, but for the noise."""
+        asked, watch = order.asked, order.watch
+        self._check(order.request, asked.control_image, asked.init_image)
+        if order.request.upsample_prompt and self._parts.upsampler is not None:
             with watch.stage("upsample"), self._parts.residency.present(UPSAMPLER):
-                request = replace(request, prompt=self._parts.upsampler.rewrite(request.prompt))
-        conditions = self._prepare(request, control_image, init_image, watch)
-        tier = self._tier(request)
-        drawn, notes = self._draw_all(request, conditions, watch, tier)
-        generated = Generated(
-            request.prompt,
-            drawn,
-            unseen_tokens=conditions.text.unseen_tokens,
-            lora_notes=notes,
-            tier=tier.name,
+                order.request = replace(order.request, prompt=self._parts.upsampler.rewrite(order.request.prompt))
+        order.conditions = self._prepare(order.request, asked.control_image, asked.init_image, watch)
+        order.generated = Generated(
+            order.request.prompt,
+            unseen_tokens=order.conditions.text.unseen_tokens,
+            tier=self._tier(order.request).name,
         )
-        if conditions.control is not None and request.return_depth:
-            generated.depth_map = conditions.control.depth_map
-        self._check_safety(request, generated, watch)
-        generated.timings_s = watch.timings_s
-        return generated
+
+    def _finish(self, order: Order) -> None:
+        """All that comes after decoding."""
+        if order.conditions.control is not None and order.request.return_depth:
+            order.generated.depth_map = order.conditions.control.depth_map
+        self._check_safety(order.request, order.generated, order.watch)
+        order.generated.timings_s = order.watch.timings_s
 
     def _prepare(
         self,
@@ -248,7 +239,7 @@ class Engine:
         control_image: Source | None,
         init_image: Source | None,
         watch: Watch,
-    ) -> _Conditions:
+    ) -> Conditions:
         with watch.stage("text"):
             text = self._parts.text.encode(request.prompt)
         control = self._control(request, control_image, watch) if control_image else None
@@ -256,7 +247,7 @@ class Engine:
         if init_image is not None:
             with watch.stage("init"):
                 init_latents = self._parts.init.encode(init_image, request.width, request.height)
-        return _Conditions(text, control, init_latents)
+        return Conditions(text, control, init_latents)
 
     def _control(self, request: GenerationRequest, image: Source, watch: Watch) -> Control:
         def compute() -> Control:
@@ -276,61 +267,68 @@ class Engine:
         except ValueError as error:
             raise BadRequest(str(error)) from error
 
-    def _draw_all(
-        self, request: GenerationRequest, conditions: _Conditions, watch: Watch, tier: Tier
-    ) -> tuple[list[Drawn], tuple[str, ...]]:
-        """Every image of the request, and notes about its LoRAs."""
+    def _draw_all(self, group: Group) -> None:
+        """Every image of every order. Raises NobodyLeft when each has ended before."""
         residency = self._parts.residency
-        with watch.stage("place"):
+        with group.stage("place"):
+            request, tier = group.orders[0].request, self._tier(group.orders[0].request)
             residency.bring(request.model)
         # LoRAs go into a transformer that is there: one that leaves forgets what was changed in it.
         transformer = self._parts.transformer(request.model, tier)
         quick = multiplying_in_fp8(transformer) if tier.fp8 else nullcontext()
-        with residency.present(request.model), self._adapted(request) as notes, quick:
-            images = range(request.num_outputs)
-            return [self._draw(request, index, conditions, watch, transformer, tier) for index in images], notes
+        try:
+            with residency.present(request.model), self._adapted(request) as notes, quick:
+                for index in range(request.num_outputs):
+                    self._draw(group, index, transformer, tier)
+        except BadRequest as error:
+            group.refuse(error)
+            return
+        for order in group.orders:
+            order.generated.lora_notes = notes
 
-    def _draw(
-        self,
-        request: GenerationRequest,
-        index: int,
-        conditions: _Conditions,
-        watch: Watch,
-        transformer: Any,
-        tier: Tier,
-    ) -> Drawn:
+    def _draw(self, group: Group, index: int, transformer: Any, tier: Tier) -> None:
+        """The image at this place in each order's request."""
         short_steps = step_cache(transformer) if tier.step_cache else nullcontext()
-        with watch.stage("denoise"), short_steps:
-            denoiser = self._denoiser(request, request.seed_of(index), conditions, transformer)
+        with group.stage("denoise"), short_steps:
+            together = len(group.orders)
+            denoiser = self._denoiser(group.orders, index, transformer)
             while not denoiser.done:
-                with watch.step():
+                denoiser.keep(group.obey())
+                with group.step():
                     denoiser.step()
-            watch.finish_steps()
-        with watch.stage("decode"):
-            pixels = decode_latents(self._parts.vae, denoiser.latents, request.width, request.height)
-        return Drawn(index, pixels[0])
+            group.finish_steps()
+        for order, latents in zip(group.orders, torch.split(denoiser.latents, 1), strict=True):
+            order.generated.together = together
+            with order.judged(), order.watch.stage("decode"):
+                pixels = decode_latents(self._parts.vae, latents, order.request.width, order.request.height)
+                order.generated.images.append(Drawn(index, pixels[0]))
 
-    def _denoiser(self, request: GenerationRequest, seed: int, conditions: _Conditions, transformer: Any) -> Denoiser:
-        parts, width, height = self._parts, request.width, request.height
+    def _denoiser(self, orders: Sequence[Order], index: int, transformer: Any) -> Denoiser:
+        parts, request = self._parts, orders[0].request
         scheduler = make_schedule(
             parts.scheduler_config,
             request.steps,
-            sequence_length(width, height),
+            sequence_length(request.width, request.height),
             parts.device,
             first_step=request.first_step,
         )
-        latents = draw_noise(seed, width, height, parts.dtype).to(parts.device)
-        if conditions.init_latents is not None:
-            latents = add_noise(scheduler, conditions.init_latents, latents)
+        controls = [order.conditions.control.latents for order in orders if order.conditions.control]
         return Denoiser(
             transformer,
             scheduler,
-            latents=latents,
-            image_ids=image_ids(width, height, parts.device, parts.dtype),
-            text=conditions.text,
-            guidance=request.guidance,
-            control=conditions.control.latents if conditions.control else None,
+            latents=torch.cat([self._start(order, index, scheduler) for order in orders]),
+            image_ids=image_ids(request.width, request.height, parts.device, parts.dtype),
+            texts=[order.conditions.text for order in orders],
+            guidance=[order.request.guidance for order in orders],
+            control=torch.cat(controls) if controls else None,
         )
+
+    def _start(self, order: Order, index: int, scheduler: Any) -> torch.Tensor:
+        """What the first step begins with: [1, L, 64]."""
+        request, init_latents = order.request, order.conditions.init_latents
+        noise = draw_noise(request.seed_of(index), request.width, request.height, self._parts.dtype)
+        latents = noise.to(self._parts.device)
+        return latents if init_latents is None else add_noise(scheduler, init_latents, latents)
 
     def _check_safety(self, request: GenerationRequest, generated: Generated, watch: Watch) -> None:
         """Drops flagged pictures. Raises Flagged when none is left."""

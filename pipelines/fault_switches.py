@@ -13,14 +13,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 
-from .engine import Engine, Generated
-from .request import GenerationRequest
+from .engine import Engine
+from .order import Asked, Generated
 from .watch import StepReport
 
 _MARKER = re.compile(r"\[fault:(?P<name>\w+)(?:@(?P<step>\d+))?(?:=(?P<value>[\d.]+))?\]")
@@ -55,18 +55,19 @@ class FaultyEngine(Engine):
     """What every call gives from now on: exceptions are made anew, since one that is kept keeps its tensors."""
     _happened: frozenset[str] = frozenset()
 
-    def generate(
-        self, request: GenerationRequest, *, on_step: Callable[[StepReport], None] = lambda _: None, **rest: Any
-    ) -> Generated:
+    def generate_together(self, asked: Sequence[Asked]) -> list[Generated | Exception]:
         self._fail_if_poisoned()
-        fault = find_fault(request.prompt)
+        return super().generate_together([self._with_fault(each) for each in asked])
+
+    def _with_fault(self, asked: Asked) -> Asked:
+        fault = find_fault(asked.request.prompt)
 
         def on_step_or_fault(report: StepReport) -> None:
-            on_step(report)
+            asked.on_step(report)
             if fault and (fault.name == "slow" or report.step == fault.step):
                 FAULTS[fault.name](self, fault)
 
-        return super().generate(request, on_step=on_step_or_fault, **rest)
+        return replace(asked, on_step=on_step_or_fault)
 
     def _fail_if_poisoned(self) -> None:
         if self._poison:

@@ -114,7 +114,8 @@ class GenerationResult:
 
     timings_s: seconds per stage (text, depth, control, denoise, decode, encode).
     notes: what the caller should know: `unseen_tokens` of a prompt that was too long, `prompt` when it was rewritten,
-        `flagged` (indexes of dropped pictures), `safety` (how they were checked).
+        `flagged` (indexes of dropped pictures), `safety` (how they were checked), `together` (how many requests were
+        drawn in one batch, when this was not the only one).
     """
 
     images: tuple[OutputFile, ...]

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .encode import describe, encode_image
-from .engine import Drawn, Engine, Generated
+from .engine import Engine
 from .faults import BadRequest
+from .order import Asked, Drawn, Generated
 from .picture import UnusablePicture
 from .request import GenerationRequest, GenerationResult, OutputFile, OutputFormat
 from .source import SourceFile
@@ -52,18 +53,28 @@ class Spool:
     ) -> Generated:
         """Computes `request`, after which the device is free.
 
-        Raises what Engine.generate raises, and BadRequest when a picture of the client cannot be read.
+        Raises what Engine.generate raises.
         """
-        try:
-            return engine.generate(
-                request,
-                control_image=self._source(request.control_image),
-                init_image=self._source(request.init_image),
-                on_step=on_step,
-                cancelled=cancelled,
-            )
-        except UnusablePicture as error:
-            raise BadRequest(f"{'control_image' if request.control_image else 'image'} {error}") from error
+        return engine.generate(
+            request,
+            control_image=self._source(request.control_image),
+            init_image=self._source(request.init_image),
+            on_step=on_step,
+            cancelled=cancelled,
+        )
+
+    def compute_together(self, engine: Engine, asked: Sequence[Asked]) -> list[Generated | Exception]:
+        """Computes several requests, given without their pictures, in one batch, as Engine.generate_together."""
+        return engine.generate_together(
+            [
+                replace(
+                    each,
+                    control_image=self._source(each.request.control_image),
+                    init_image=self._source(each.request.init_image),
+                )
+                for each in asked
+            ]
+        )
 
     def prepare(self, engine: Engine, request: GenerationRequest) -> None:
         """Lets the engine prepare `request`, where it does that. What is wrong with a request is said when it runs.
@@ -136,6 +147,8 @@ class Spool:
 
 def _notes(request: GenerationRequest, generated: Generated) -> dict[str, Any]:
     notes: dict[str, Any] = {"safety": generated.safety, "tier": generated.tier}
+    if generated.together > 1:
+        notes["together"] = generated.together
     if generated.unseen_tokens:
         notes["unseen_tokens"] = generated.unseen_tokens
     if generated.prompt != request.prompt:

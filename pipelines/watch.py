@@ -23,7 +23,10 @@ class StepReport:
 
 
 class Watch:
-    """Times the stages of one request, counts its steps, and ends it by Cancelled when `cancelled` says so."""
+    """Times the stages of one request, counts its steps, and ends it by Cancelled when `cancelled` says so.
+
+    That is asked in `obey` and at the begin of a `stage`; whoever takes steps asks before each.
+    """
 
     def __init__(
         self,
@@ -45,11 +48,17 @@ class Watch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """`timed`, unless the request was cancelled."""
+        self.obey()
+        with self.timed(name):
+            yield
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
         """Adds the time of what runs inside to `name`. Stages end with a wait for the device, so the time is real.
 
         It waits for what this thread ordered, not for what another one prepares.
         """
-        self._obey()
         start = time.perf_counter()
         yield
         if self._device.type == "cuda":
@@ -59,7 +68,6 @@ class Watch:
     @contextmanager
     def step(self) -> Iterator[None]:
         """One step is ordered in the block. Reports the steps that the device has done by then."""
-        self._obey()
         if not self._pace.under_way:
             self._last_s = time.perf_counter()
         yield
@@ -71,6 +79,11 @@ class Watch:
         self._pace.finish()
         self._report()
 
+    def obey(self) -> None:
+        """Raises Cancelled when the request was cancelled."""
+        if self._cancelled():
+            raise Cancelled
+
     def _report(self) -> None:
         """On a card several steps may be found done at once; they share the time since the last report."""
         new = self._pace.done - self._reported
@@ -80,7 +93,3 @@ class Watch:
             self._on_step(StepReport(self._reported, self._steps, (now - self._last_s) / new))
         if new:
             self._last_s = now
-
-    def _obey(self) -> None:
-        if self._cancelled():
-            raise Cancelled

@@ -49,7 +49,8 @@ from .protocol import (
 
 if TYPE_CHECKING:
     from pipelines.attempt import Fault
-    from pipelines.engine import Engine, Generated
+    from pipelines.engine import Engine
+    from pipelines.order import Generated
     from pipelines.request import GenerationRequest
     from pipelines.spool import Spool
     from pipelines.watch import StepReport

@@ -80,8 +80,8 @@ def run_ours(model: Any, schedule: FlowMatchEulerDiscreteScheduler, width: int) 
         schedule,
         latents=torch.ones(1, 4, 64, dtype=torch.bfloat16),
         image_ids=torch.zeros(4, 3, dtype=torch.bfloat16),
-        text=text,
-        guidance=3.5,
+        texts=[text],
+        guidance=[3.5],
     )
     with torch.inference_mode():
         while not denoiser.done:
