@@ -17,10 +17,12 @@ from pipelines.components import Components, Folders, load_components
 from pipelines.engine import Engine
 from pipelines.fault_switches import FaultyEngine
 from pipelines.faults import BadRequest, Cancelled, Flagged, NotFinite
-from pipelines.order import Asked, Generated, SourceImage
+from pipelines.order import Asked, Generated
 from pipelines.request import GenerationRequest, Lora
 from pipelines.safety import Verdict
+from pipelines.source import SourceImage
 from pipelines.speed.blocks import compile_blocks, graphs_compiled
+from pipelines.spool import Spool
 from pipelines.watch import StepReport
 
 FAR = {"exact": (2, 0.01), "fast": (16, 0.5)}
@@ -164,6 +166,17 @@ def test_a_bad_request_hurts_nobody_else(engine: Engine) -> None:
     outcomes = engine.generate_together(asked)
     assert isinstance(outcomes[0], BadRequest)
     check_near(outcomes[1:], engine, asked[1:], "exact")
+
+
+def test_a_picture_that_cannot_be_read_hurts_nobody_else(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "inputs").mkdir()
+    PHOTO.picture.save(tmp_path / "inputs" / "good.png")
+    (tmp_path / "inputs" / "bad.png").write_bytes(b"no picture")
+    requests = [replace(DEPTH, control_image=name) for name in ("bad.png", "good.png")]
+    bad, good = Spool(folder=tmp_path).compute_together(engine, [Asked(request=each) for each in requests])
+    assert isinstance(bad, BadRequest)
+    assert "control_image is not a PNG" in str(bad)
+    check_near([good], engine, [Asked(request=requests[1], control_image=PHOTO)], "exact")
 
 
 def test_loras_are_shared_and_so_is_their_refusal(demo_weights: Path, lora_folder: Path) -> None:
