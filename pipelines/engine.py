@@ -40,7 +40,7 @@ from .watch import StepReport, Watch
 
 
 class Engine:
-    """Computes requests with loaded components, one or one batch at a time, beside one other thread that may `prepare`."""
+    """Computes requests with loaded components, one or one batch at a time. One other thread may call `prepare`."""
 
     def __init__(self, components: Components, *, max_pixels: int | None = None, ahead_pixels: int = 0) -> None:
         """max_pixels: of the largest picture that there is memory for, None where that is not known.

@@ -235,6 +235,7 @@ def load_message(settings: Settings, weights: Located, spool: Path) -> Load:
         fast_tiers=settings.fast_tiers,
         compiled=settings.compile,
         prepare_ahead=settings.prepare_ahead,
+        batching=settings.batching,
         compile_cache=str((settings.data_dir / "compiled").resolve()),
         fault_switches=settings.fault_switches and is_demo(weights.root),
     )

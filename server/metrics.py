@@ -58,6 +58,7 @@ class Metrics:
         self._queued = self._gauge("flux_queue_jobs", "Jobs that wait, by lane.", "lane")
         self._jobs = self._gauge("flux_jobs", "Jobs that are kept, by state.", "state")
         self._ended = self._counter("flux_jobs_ended", "Jobs that became final.", "state", "error")
+        self._together = self._counter("flux_jobs_drawn_together", "Succeeded jobs that were drawn in a batch.")
         self._stage_s = self._histogram(
             "flux_job_stage_seconds", "Stages of succeeded jobs.", STAGE_S, "stage", "model"
         )
@@ -88,6 +89,7 @@ class Metrics:
         self._ended.labels(job.state.value, job.error_code or "").inc()
         if job.state is not State.SUCCEEDED or job.result is None:
             return
+        self._together.inc(job.result.notes.get("together", 1) > 1)
         whole = {"queue": job.queue_s, "compute": job.compute_s, "total": job.total_s}
         for stage, seconds in {**job.result.timings_s, **whole}.items():
             if seconds is not None:

@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         description="Prepare the next job's text, depth map and latents while one is drawn; auto on a CUDA card. Needs "
         "a plan whose encoders stay, and room.",
     )
+    batching: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Draw small pictures that wait together in one batch; auto in tier fast on a card, on in all but "
+        "turbo.",
+    )
     depth_estimator: str = Field(
         DEFAULT_ESTIMATOR, description="What makes depth maps of photos; a name that is unknown lists all there are."
     )

@@ -1,33 +1,21 @@
-"""Hands queued jobs to the worker, one at a time, and commits how they end."""
+"""Hands queued jobs to the worker, one at a time or a company of small ones together."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any
 
 import structlog
 
 from server.clock import STEADY, Clock
-from server.errors import (
-    InsufficientStorage,
-    InvalidInput,
-    ModelFailed,
-    OutOfMemory,
-    RunTimeout,
-    SafetyBlocked,
-    ServerError,
-    StepTimeout,
-    Unavailable,
-    WorkerCrashed,
-)
+from server.errors import ServerError, StepTimeout
 from server.logs import describe_prompt
 from server.media.results import ResultFiles
-from server.worker.protocol import Done, Failed, Step, result_of, run_message
+from server.worker.job import HandedOver
+from server.worker.protocol import Done, Failed, Step, run_message
 from server.worker.supervisor import (
     WorkerLost,
     WorkerLostAfterDrawing,
@@ -37,36 +25,18 @@ from server.worker.supervisor import (
     WorkerSupervisor,
 )
 
+from .company import seats
 from .database import JobDatabase
+from .endings import RETRY_S, Endings
 from .following import FollowingJob
-from .model import MAX_WORKER_DEATHS, Ending, Job, State
+from .model import Job
 from .recovery import take_up
 from .service import JobService, Progress, Watch
 from .turns import Turns
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 log = structlog.get_logger(__name__)
 
 STOP_LIMIT_S = 10.0
-RETRY_S = 1.0
-"""Between two attempts to write what a full disk, or another trouble of the store, kept from being written."""
-
-RESULT_ROOM_BYTES = 64 * 1024 * 1024
-"""With less free no job is begun: its result could not be kept. Accepted jobs wait until there is space again."""
-
-ERRORS: dict[str, type[ServerError]] = {
-    "input": InvalidInput,
-    "safety": SafetyBlocked,
-    "out_of_memory": OutOfMemory,
-    "not_finite": ModelFailed,
-    "unknown": ModelFailed,
-}
-"""What a worker's failure kind means to the client."""
-
-SAID_TO_CLIENTS = frozenset({"input", "safety", "not_finite"})
-"""Failure kinds whose text the engine wrote for the client."""
 
 
 class Dispatcher:
@@ -85,18 +55,25 @@ class Dispatcher:
         on_done: Callable[[Done], None] = lambda _: None,
     ) -> None:
         """on_done: hears what the worker said of each finished job."""
-        self._on_done = on_done
         self._clock, self._run_limit_s, self._file_ttl_s = clock, run_limit_s, file_ttl_s
-        self._room_bytes = min(min_free_bytes, RESULT_ROOM_BYTES)
         self._database, self._service, self._worker, self._results = database, service, worker, results
+        self._endings = Endings(
+            database,
+            service,
+            results,
+            run_limit_s=run_limit_s,
+            min_free_bytes=min_free_bytes,
+            clock=clock,
+            on_done=on_done,
+        )
         self._running: dict[str, Job] = {}
-        """By id: the one that is drawn, and those before it whose pictures are still encoded or published."""
+        """By id: those that are drawn, and those before them whose pictures are still encoded or published."""
         self._claiming = False
         self._turns = Turns()
         self._following = FollowingJob(database, worker)
-        self._attempts: set[asyncio.Task[None]] = set()
+        self._attempts: dict[asyncio.Task[None], object] = {}
+        """One for each running job, with what stands for the batch that it is in."""
         self._task: asyncio.Task[None] | None = None
-        self._stopping = False
         self._stopped, self._hurry = asyncio.Event(), asyncio.Event()
         self._log_prompts = log_prompts
         service.on_cancel = self._cancel_running
@@ -108,16 +85,16 @@ class Dispatcher:
         self._task = asyncio.create_task(self._dispatch(), name="dispatcher")
 
     async def stop(self, drain_limit_s: float) -> None:
-        """Lets the running job finish within the limit, else stops it at a step and puts it back in the queue.
+        """Lets the running jobs finish within the limit, else stops them at a step and puts them back in the queue.
 
         Calls that block on a job are then answered: nobody would wait for it after the restart. Asked once more, it
-        waits no longer for the running job, and both calls return when all is done.
+        waits no longer for the running jobs, and both calls return when all is done.
         """
-        if self._stopping:
+        if self._endings.stopping:
             self._hurry.set()
             await self._stopped.wait()
             return
-        self._stopping = True
+        self._endings.stopping = True
         self._service.arrived.set()
         try:
             await self._stop(drain_limit_s)
@@ -150,75 +127,111 @@ class Dispatcher:
         hurried.cancel()
 
     async def _dispatch(self) -> None:
-        while not self._stopping:
+        while not self._endings.stopping:
             await self._worker.wait_ready()
             await self._wait_for_room()
             await self._wait_for_publishing()
             self._service.arrived.clear()
-            job = await self._claim()
-            if job is None:
+            jobs = await self._claim()
+            if not jobs:
                 await self._service.arrived.wait()
                 continue
-            self._turns.took(job.request.model)
-            await self._begin(job)
+            self._turns.took(jobs[0].request.model)
+            await self._begin(jobs)
 
-    async def _begin(self, job: Job) -> None:
-        """Runs the job in a task of its own. Returns when the worker can take another."""
-        drawn = asyncio.Event()
-        task = asyncio.create_task(self._attempt(job, drawn), name=f"attempt {job.id}")
-        self._attempts.add(task)
-        task.add_done_callback(self._attempts.discard)
-        await drawn.wait()
-
-    async def _attempt(self, job: Job, drawn: asyncio.Event) -> None:
-        self._running[job.id] = job
+    async def _begin(self, jobs: Sequence[Job]) -> None:
+        """Runs these jobs together, each in a task of its own. Returns when the worker can take others."""
+        going = [job for job in jobs if not self._service.watch_of(job).cancel_requested]
+        drawn = [asyncio.Event() for _ in going]
         try:
-            with structlog.contextvars.bound_contextvars(job=job.id):
-                await self._run(job, self._service.watch_of(job), drawn)
-        finally:
+            handed = [self._handed_over(job, event) for job, event in zip(going, drawn, strict=True)]
+            outcomes = self._worker.run_together(handed) if handed else []
+        except WorkerNotReady:
+            for job in jobs:
+                await self._endings.unclaim(job)
+            return
+        batch = object()
+        for job, event, outcome in zip(going, drawn, outcomes, strict=True):
+            self._attend(job, batch, self._follow(job, outcome, event, len(going)))
+        for job in jobs:
+            if job not in going:
+                self._attend(job, batch, self._drop(job))
+        for event in drawn:
+            await event.wait()
+
+    def _handed_over(self, job: Job, drawn: asyncio.Event) -> HandedOver:
+        watch = self._service.watch_of(job)
+
+        def on_step(step: Step) -> None:
+            watch.progress = Progress(step.step, step.steps, step.step_s)
+            self._following.announce(job, self._preferred_model())
+
+        return HandedOver(run_message(job.id, job.attempt, job.request), on_step, drawn.set)
+
+    def _attend(self, job: Job, batch: object, attempt: Coroutine[Any, Any, None]) -> None:
+        """Lets the attempt go on in a task, until the job has ended or is back in the queue."""
+        self._running[job.id] = job
+        with structlog.contextvars.bound_contextvars(job=job.id):
+            task = asyncio.create_task(attempt, name=f"attempt {job.id}")
+        self._attempts[task] = batch
+        task.add_done_callback(partial(self._attended, job))
+
+    def _attended(self, job: Job, task: asyncio.Task[None]) -> None:
+        del self._attempts[task]
+        if self._running.get(job.id) is job:
             del self._running[job.id]
-            drawn.set()
 
     async def _wait_for_room(self) -> None:
         told = False
-        while self._full() and not self._stopping:
+        while self._endings.full() and not self._endings.stopping:
             if not told:
-                log.error("the disk is full: no job is begun until there is space", room_bytes=self._room_bytes)
+                log.error("the disk is full: no job is begun until there is space", room_bytes=self._endings.room_bytes)
             told = True
             await asyncio.sleep(RETRY_S)
 
     async def _wait_for_publishing(self) -> None:
-        """One picture may be published while the next is drawn, not more: a kill costs what is not published yet."""
-        while len(self._attempts) > 1:
+        """One batch may be published while the next is drawn, not more: a kill costs what is not published yet."""
+        while len(set(self._attempts.values())) > 1:
             await asyncio.wait(self._attempts, return_when=asyncio.FIRST_COMPLETED)
 
-    def _full(self) -> bool:
-        return self._results.free_bytes() < self._room_bytes
-
-    async def _claim(self) -> Job | None:
-        """The next job for the ready worker. A claim that comes too late to be used is taken back without a trace."""
-        if self._stopping:
-            return None
+    async def _claim(self) -> list[Job]:
+        """The next job for the ready worker, and its mates. Claims that come too late leave no trace."""
+        if self._endings.stopping:
+            return []
         self._claiming = True
         try:
-            job = await self._write(self._database.writer.claim, self._preferred_model())
-            if job is None or (self._worker.state is WorkerState.READY and not self._stopping):
-                return job
-            await self._write(self._database.writer.unclaim, job.id, job.attempt)
+            jobs = await self._claim_company()
+            if not jobs or (self._worker.state is WorkerState.READY and not self._endings.stopping):
+                return jobs
+            for job in jobs:
+                await self._endings.unclaim(job)
         finally:
             self._claiming = False
-        self._service.arrived.set()
-        return None
+        return []
+
+    async def _claim_company(self) -> list[Job]:
+        writer, write = self._database.writer, self._endings.write
+        head = await write(writer.claim, self._preferred_model())
+        if head is None:
+            return []
+        free = seats(head, self._worker.greeting)
+        return [head, *(await write(writer.claim_mates, head, limit=free) if free else ())]
 
     def _preferred_model(self) -> str | None:
         greeting = self._worker.greeting
         return self._turns.preferred if greeting and greeting.takes_turns else None
 
-    async def _run(self, job: Job, watch: Watch, drawn: asyncio.Event) -> None:
+    async def _drop(self, job: Job) -> None:
+        """Its caller did not want it any more before it could begin."""
+        watch = self._service.watch_of(job)
+        await self._endings.cancelled(job, watch, self._clock.now() - watch.submitted)
+
+    async def _follow(
+        self, job: Job, outcome: asyncio.Future[Done | Failed], drawn: asyncio.Event, together: int
+    ) -> None:
+        """Waits for what becomes of a job that the worker has, and commits it."""
+        watch = self._service.watch_of(job)
         queue_s = self._clock.now() - watch.submitted
-        if watch.cancel_requested:
-            await self._finish(job, self._ending(State.CANCELLED, watch, queue_s, 0.0))
-            return
         log.info(
             "job started",
             job=job.id,
@@ -226,28 +239,25 @@ class Dispatcher:
             model=job.request.model,
             prompt=job.request.prompt if self._log_prompts else describe_prompt(job.request.prompt),
             queue_s=round(queue_s, 3),
+            together=together,
         )
-
-        def on_step(step: Step) -> None:
-            watch.progress = Progress(step.step, step.steps, step.step_s)
-            self._following.announce(job, self._preferred_model())
-
         limit = self._start_run_limit(job, watch)
         try:
-            outcome = await self._worker.run(run_message(job.id, job.attempt, job.request), on_step, drawn.set)
+            ended = await outcome
         except WorkerLostAfterDrawing:
-            await self._requeue(job, worker_died=False)
-        except WorkerNotReady:
-            await self._write(self._database.writer.unclaim, job.id, job.attempt)
-            self._service.arrived.set()
+            await self._endings.requeue(job, worker_died=False)
         except WorkerStuck as error:
-            await self._fail(job, watch, queue_s, 0.0, StepTimeout(str(error)))
+            if together > 1:  # nobody knows which of them it was; alone it will show
+                await self._endings.lost(job, watch, queue_s, error)
+            else:
+                await self._endings.fail(job, watch, queue_s, 0.0, StepTimeout(str(error)))
         except WorkerLost as error:
-            await self._lost(job, watch, queue_s, error)
+            await self._endings.lost(job, watch, queue_s, error)
         else:
             drawn.set()  # publishing takes some file syncs; the next job does not wait for them
-            await self._end(job, watch, queue_s, outcome)
+            await self._endings.end(job, watch, queue_s, ended)
         finally:
+            drawn.set()
             if limit:
                 limit.cancel()
 
@@ -262,91 +272,6 @@ class Dispatcher:
             self._worker.cancel(job.id, job.attempt)
 
         return asyncio.get_running_loop().call_later(self._run_limit_s, overrun)
-
-    async def _end(self, job: Job, watch: Watch, queue_s: float, outcome: Done | Failed) -> None:
-        if isinstance(outcome, Done):
-            self._on_done(outcome)
-            await self._succeed(job, watch, queue_s, outcome)
-        elif outcome.kind == "cancelled" and watch.overran:
-            text = f"The job was stopped: it ran for longer than the {self._run_limit_s:g} s that this server allows."
-            await self._fail(job, watch, queue_s, outcome.compute_s, RunTimeout(text))
-        elif outcome.kind == "cancelled" and self._stopping and not job.attached:
-            await self._requeue(job, worker_died=False)
-        elif outcome.kind == "cancelled":
-            ending = self._ending(State.CANCELLED, watch, queue_s, outcome.compute_s)
-            await self._finish(job, ending)
-        else:
-            kind = ERRORS.get(outcome.kind, ModelFailed)
-            if kind is ModelFailed and self._full():  # the worker could not write what it drew
-                kind = InsufficientStorage
-            # Only what was said for the client's eyes goes out; the rest can hold paths and is in the log.
-            error = kind(outcome.message) if outcome.kind in SAID_TO_CLIENTS else kind()
-            log.warning("job failed in the worker", job=job.id, kind=outcome.kind, reason=outcome.message)
-            await self._fail(job, watch, queue_s, outcome.compute_s, error)
-
-    async def _succeed(self, job: Job, watch: Watch, queue_s: float, done: Done) -> None:
-        try:
-            result = await self._results.publish(result_of(done))
-        except Exception as error:
-            # Its text may name folders of this machine; the log has it.
-            log.exception("result could not be published", job=job.id)
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            failure = InsufficientStorage() if full else ModelFailed("The result could not be saved.")
-            await self._fail(job, watch, queue_s, done.compute_s, failure)
-            return
-        if result.notes.get("unseen_tokens"):
-            log.warning("prompt longer than the model reads", job=job.id, unseen_tokens=result.notes["unseen_tokens"])
-        ending = self._ending(State.SUCCEEDED, watch, queue_s, done.compute_s)
-        if await self._finish(job, replace(ending, result=result)):
-            await self._results.settle(result)
-        else:
-            await self._results.withdraw(result)
-
-    async def _lost(self, job: Job, watch: Watch, queue_s: float, error: WorkerLost) -> None:
-        deaths = job.deaths + 1
-        log.warning("worker lost during a job", job=job.id, attempt=job.attempt, deaths=deaths, reason=str(error))
-        if deaths >= MAX_WORKER_DEATHS:
-            await self._fail(job, watch, queue_s, 0.0, WorkerCrashed())
-        elif self._stopping and job.attached:
-            await self._finish(job, self._ending(State.CANCELLED, watch, queue_s, 0.0))
-        else:
-            watch.progress = None
-            await self._requeue(job, worker_died=not self._stopping)
-
-    async def _requeue(self, job: Job, *, worker_died: bool) -> None:
-        await self._write(self._database.writer.requeue, job.id, job.attempt, worker_died=worker_died)
-        self._service.arrived.set()
-
-    async def _fail(self, job: Job, watch: Watch, queue_s: float, compute_s: float, error: ServerError) -> None:
-        ending = self._ending(State.FAILED, watch, queue_s, compute_s)
-        await self._finish(job, replace(ending, error_code=error.code, error_text=error.message))
-
-    def _ending(self, state: State, watch: Watch, queue_s: float, compute_s: float) -> Ending:
-        total_s = self._clock.now() - watch.submitted
-        return Ending(state=state, queue_s=queue_s, compute_s=compute_s, total_s=total_s)
-
-    async def _finish(self, job: Job, ending: Ending) -> bool:
-        """False when the job does not run under this attempt any more."""
-        finished = await self._write(self._database.writer.finish, job.id, job.attempt, ending, now=self._clock.now())
-        if finished is None:
-            log.warning("ending of an old attempt dropped", job=job.id, attempt=job.attempt)
-            return False
-        self._service.settled(finished)
-        return True
-
-    async def _write(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Writes, again until it works: what has happened stays true while the disk is full.
-
-        A stopping server gives up; its next start takes up what was running.
-        """
-        while True:
-            try:
-                return await self._database.write(method, *args, **kwargs)
-            except (sqlite3.Error, InsufficientStorage, Unavailable):
-                if self._stopping:
-                    raise
-                log.exception("the job store cannot be written; it is tried again")
-                await asyncio.sleep(RETRY_S)
 
     def _cancel_running(self, job_id: str) -> None:
         if job := self._running.get(job_id):

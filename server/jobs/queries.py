@@ -52,6 +52,13 @@ PEEK = f"SELECT {COLUMNS} FROM jobs WHERE seq = ({NEXT})"  # noqa: S608
 
 PEEK_PREFERRED = f"SELECT {COLUMNS} FROM jobs WHERE seq = ({NEXT_PREFERRED})"  # noqa: S608
 
+AHEAD = f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY lane, seq LIMIT 32"  # noqa: S608
+
+CLAIM_ONE = f"""
+UPDATE jobs SET state = 'running', attempt = attempt + 1 WHERE seq = ?
+RETURNING {COLUMNS}
+"""  # noqa: S608
+
 FINISH = f"""
 UPDATE jobs SET state = :state, queue_s = :queue_s, compute_s = :compute_s, total_s = :total_s,
     finished_at = :finished_at, result = :result, error_code = :error_code, error_text = :error_text

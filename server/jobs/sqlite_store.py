@@ -19,6 +19,7 @@ from pipelines.request import GenerationRequest, GenerationResult
 from server.errors import InsufficientStorage
 
 from . import queries
+from .company import may_join
 from .migrations import migrate
 from .model import Ending, Expiry, IllegalTransition, Job, Lane, NewJob, State, check_transition
 from .store import CannotPay, Published, QueueFull, TooManyQueued, check_same
@@ -83,6 +84,12 @@ class SqliteStore:
         query = queries.PEEK_PREFERRED if preferred_model else queries.PEEK
         row = self._connection.execute(query, {"model": preferred_model}).fetchone()
         return _job(row) if row else None
+
+    def claim_mates(self, head: Job, *, limit: int) -> list[Job]:
+        with self._transaction(synced=False):
+            waiting = map(_job, self._connection.execute(queries.AHEAD).fetchall())
+            mates = [job for job in waiting if may_join(job, head)][:limit]
+            return [_job(self._connection.execute(queries.CLAIM_ONE, (job.seq,)).fetchone()) for job in mates]
 
     def finish(self, job_id: str, attempt: int, ending: Ending, *, now: float) -> Job | None:
         check_transition(State.RUNNING, ending.state)

@@ -86,6 +86,12 @@ class JobStore(Protocol):
     def peek(self, preferred_model: str | None = None) -> Job | None:
         """The job that `claim` would take now, left where it is, or None."""
 
+    def claim_mates(self, head: Job, *, limit: int) -> list[Job]:
+        """Up to `limit` jobs that may be drawn together with the claimed `head`, now running as after `claim`.
+
+        Taken in the queue's order, whichever lane they wait in, as far as a short look ahead reaches.
+        """
+
     def finish(self, job_id: str, attempt: int, ending: Ending, *, now: float) -> Job | None:
         """Ends the attempt. None, and nothing changes, when the job is not running under this attempt.
 

@@ -40,7 +40,7 @@ class Child:
         self._inbox: asyncio.Queue[Up | None] = asyncio.Queue()
         self._fatal: Fatal | None = None
         self._readers = [asyncio.create_task(self._read()), asyncio.create_task(self._read_stderr())]
-        self.prompt = ""
+        self.prompts: tuple[str, ...] = ()
         """What it draws now; never logged."""
         self.prepared: deque[str] = deque(maxlen=PREPARED_PROMPTS)
         """What it was told to prepare lately, and may still be at; never logged."""
@@ -113,7 +113,7 @@ class Child:
                     return
                 self._inbox.put_nowait(message)
         except ProtocolError as error:
-            self._fatal = Fatal(reason="protocol", message=hide(str(error), self.prompt, *self.prepared))
+            self._fatal = Fatal(reason="protocol", message=hide(str(error), *self.prompts, *self.prepared))
         except ValueError:
             self._fatal = Fatal(reason="protocol", message=f"a message of more than {LINE_LIMIT_BYTES} bytes")
 
@@ -127,7 +127,7 @@ class Child:
                 budget, period_ends = STDERR_LINES, time.monotonic() + STDERR_PERIOD_S
             budget -= 1
             if budget > 0:
-                log.warning("worker wrote", pid=self.pid, text=hide(line, self.prompt, *self.prepared))
+                log.warning("worker wrote", pid=self.pid, text=hide(line, *self.prompts, *self.prepared))
             elif budget == 0:
                 log.warning("worker writes too much; the rest is left out for a while", pid=self.pid)
 

@@ -1,4 +1,4 @@
-"""The worker process: loads the models, runs one job at a time, speaks `protocol` over its standard streams.
+"""The worker process: loads the models, runs a job or a batch at a time, speaks `protocol` over its standard streams.
 
 It is the one file of this package that may import the engine, and it does so after its streams are in place, so that
 imports cannot write into the message stream. It leaves when the parent's pipe closes.
@@ -14,9 +14,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ from .protocol import (
     ProtocolError,
     Ready,
     Run,
+    RunTogether,
     Shutdown,
     Step,
     Up,
@@ -50,7 +52,7 @@ from .protocol import (
 if TYPE_CHECKING:
     from pipelines.attempt import Fault
     from pipelines.engine import Engine
-    from pipelines.order import Generated
+    from pipelines.order import Asked, Generated
     from pipelines.request import GenerationRequest
     from pipelines.spool import Spool
     from pipelines.watch import StepReport
@@ -183,6 +185,7 @@ def _load(wire: Wire, load: Load) -> Engine:
         fast_tiers=load.fast_tiers,
         compiled=load.compiled,
         prepare_ahead=load.prepare_ahead,
+        batching=load.batching,
         depth_estimator=load.depth_estimator_name,
         depth_map_mode=load.depth_map_mode,
     )
@@ -207,6 +210,8 @@ def _load(wire: Wire, load: Load) -> Engine:
             tiers=list(ready.engine.tiers),
             graphs=ready.graphs,
             prepares=ready.engine.prepares,
+            together=ready.together,
+            together_tiers=list(ready.together_tiers),
         )
     )
     return ready.engine
@@ -234,8 +239,8 @@ def _serve(wire: Wire, engine: Engine, spool: Spool) -> None:
         if isinstance(message, Shutdown):
             runner.finish()
             return
-        if isinstance(message, Run):
-            runner.run(message)
+        if isinstance(message, Run | RunTogether):
+            runner.run(message.members if isinstance(message, RunTogether) else [message])
             kept_since = time.monotonic() if kept_since is None else kept_since
         if kept_since is not None and (message is None or time.monotonic() - kept_since > LONGEST_KEPT_S):
             give_back_freed_memory()
@@ -251,7 +256,8 @@ def _next(wire: Wire, limit_s: float | None) -> Down | None:
 
 
 class Runner:
-    """Draws one job after the other in this thread; a second one prepares the next, a third encodes what was drawn."""
+    """Draws one job or batch after the other in this thread; a second one prepares the next, a third encodes what was
+    drawn."""
 
     def __init__(self, wire: Wire, engine: Engine, spool: Spool) -> None:
         from pipelines.figures import Figures
@@ -262,35 +268,50 @@ class Runner:
         self._preparer = Preparer(self._prepare)
         wire.on_prepare = self._preparer.take
 
-    def run(self, run: Run) -> None:
-        """Draws the job and says so; its Done or Failed may come later."""
-        from pipelines.attempt import Fault, attempt
-        from pipelines.request import GenerationRequest
+    def run(self, runs: list[Run]) -> None:
+        """Draws one job, or several together, and says of each when it did. Its Done or Failed may come later."""
+        from pipelines.attempt import Fault
 
         self._preparer.drop()
-        start = time.monotonic()
-        request = GenerationRequest.from_json(run.request)
-        outcome = attempt(self._engine, lambda: self._compute(run, request))
-        if isinstance(outcome, Fault):
-            self._end(run, _failure(self._wire, run, outcome, time.monotonic() - start))
-            return
-        figures = self._figures.take()
-        self._wire.send(Drawn(job=run.job, attempt=run.attempt))
-        self._encoder.submit(self._write, run, request, outcome, start, figures)
+        start, told = time.monotonic(), False
+        asked = [self._asked(run) for run in runs]
+        for run, each, outcome in zip(runs, asked, self._outcomes(asked), strict=True):
+            if isinstance(outcome, Fault):
+                self._end(run, _failure(self._wire, runs, run, outcome, time.monotonic() - start))
+                continue
+            figures = self._figures.take()
+            if told:  # the peak is the whole batch's, and was told with its first job
+                figures["memory_bytes"] = {}
+            told = True
+            self._wire.send(Drawn(job=run.job, attempt=run.attempt))
+            self._encoder.submit(self._write, run, each.request, outcome, start, figures)
 
     def finish(self) -> None:
         """Waits for what is still being encoded."""
         self._encoder.shutdown(wait=True)
 
-    def _compute(self, run: Run, request: GenerationRequest) -> Generated:
+    def _outcomes(self, asked: list[Asked]) -> Iterator[Generated | Fault]:
+        from pipelines.attempt import attempt, attempt_together
+
+        alone = [partial(self._compute, each) for each in asked]
+        if len(asked) == 1:
+            return iter([attempt(self._engine, alone[0])])
+        return attempt_together(self._engine, lambda: self._spool.compute_together(self._engine, asked), alone)
+
+    def _compute(self, asked: Asked) -> Generated:
+        return self._spool.compute(self._engine, asked.request, on_step=asked.on_step, cancelled=asked.cancelled)
+
+    def _asked(self, run: Run) -> Asked:
+        from pipelines.order import Asked
+        from pipelines.request import GenerationRequest
+
         def report(step: StepReport) -> None:
             self._wire.send(
                 Step(job=run.job, attempt=run.attempt, step=step.step, steps=step.steps, step_s=step.step_s)
             )
 
-        return self._spool.compute(
-            self._engine, request, on_step=report, cancelled=lambda: self._wire.is_cancelled(run)
-        )
+        request = GenerationRequest.from_json(run.request)
+        return Asked(request=request, on_step=report, cancelled=lambda: self._wire.is_cancelled(run))
 
     def _prepare(self, request: dict[str, Any]) -> None:
         from pipelines.request import GenerationRequest
@@ -307,7 +328,7 @@ class Runner:
             result = self._spool.write(generated, request, name=f"{run.job}.{run.attempt}")
         except Exception as error:
             fault = Fault(classify(error), describe(error))
-            self._end(run, _failure(self._wire, run, fault, time.monotonic() - start))
+            self._end(run, _failure(self._wire, [run], run, fault, time.monotonic() - start))
             return
         compute_s = time.monotonic() - start
         done = Done(job=run.job, attempt=run.attempt, result=result.to_json(), compute_s=compute_s, **figures)
@@ -318,14 +339,21 @@ class Runner:
         self._wire.forget(run)
 
 
-def _failure(wire: Wire, run: Run, fault: Fault, compute_s: float) -> Failed:
-    """The failure to report, or the end of this process when the device cannot be used any more."""
+def _failure(wire: Wire, runs: list[Run], run: Run, fault: Fault, compute_s: float) -> Failed:
+    """The failure to report, or the end of this process when the device cannot be used any more.
+
+    runs: what was drawn together with it, of which no prompt may be said.
+    """
     from pipelines.attempt import FOR_CLIENTS
 
-    text = fault.text if fault.kind in FOR_CLIENTS else hide(fault.text, str(run.request.get("prompt", "")))
+    text = fault.text if fault.kind in FOR_CLIENTS else hide(fault.text, *_prompts(runs))
     if fault.kind == "fatal":
         _leave(wire, Fatal(reason="device", message=text, job=run.job))
     return Failed(job=run.job, attempt=run.attempt, kind=fault.kind, message=text, compute_s=compute_s)
+
+
+def _prompts(runs: list[Run]) -> list[str]:
+    return [str(run.request.get("prompt", "")) for run in runs]
 
 
 def _leave(wire: Wire, last_words: Fatal) -> None:

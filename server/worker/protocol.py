@@ -3,19 +3,20 @@
 One message is one line of JSON. Pictures cross as files in the spool folder. The child knows nothing of its parent but
 this file, so the same worker can serve another kind of queue on another machine.
 
-    down   Load · Run · Prepare · Cancel · Shutdown
+    down   Load · Run · RunTogether · Prepare · Cancel · Shutdown
     up     Hello · Loading · Ready · Step · Drawn · Done · Failed · Fatal
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipelines.request import GenerationRequest, GenerationResult
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 Switch = Literal["auto", "on", "off"]
 
@@ -27,9 +28,9 @@ class Load:
     models: `weights.sources.ModelSources` as JSON, by model name; the folders are None where there is nothing to load.
     depth_estimator_name, depth_map_mode: as in `pipelines.depth_catalogue`; the mode may be "auto".
     metadata: write into each picture how it was made. memory_plan: a plan's name, or auto. memory_limit_bytes: of the
-    device, None for all that is free. fast_tiers, compiled, prepare_ahead: as in `pipelines.assembly`. compile_cache:
-    folder for what the compiler makes. fault_switches: let a prompt ask for a fault, as `pipelines.fault_switches`
-    says; demo weights only.
+    device, None for all that is free. fast_tiers, compiled, prepare_ahead, batching: as in `pipelines.assembly`.
+    compile_cache: folder for what the compiler makes. fault_switches: let a prompt ask for a fault, as
+    `pipelines.fault_switches` says; demo weights only.
     """
 
     version: int
@@ -52,6 +53,7 @@ class Load:
     fast_tiers: Switch
     compiled: Switch
     prepare_ahead: Switch
+    batching: Switch
     compile_cache: str
     fault_switches: bool = False
 
@@ -63,6 +65,20 @@ class Run:
     job: str
     attempt: int
     request: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTogether:
+    """Compute these Runs, given as JSON, in one batch: all of one `pipelines.company`, at most as many as Ready says.
+
+    Each is answered as if it had come alone. Where the batch fails as a whole, each is computed by itself.
+    """
+
+    runs: list[dict[str, Any]]
+
+    @property
+    def members(self) -> list[Run]:
+        return [Run(**run) for run in self.runs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +127,8 @@ class Ready:
     plan, plan_line: the memory plan's name, and what it means in one line. max_pixels: the largest picture it holds.
     takes_turns: whether models have to come to the device one after the other, so that a change between them costs.
     tiers: that requests may ask for, the default first. graphs: that were compiled in the warm-up. prepares: whether a
-    Prepare is of use.
+    Prepare is of use. together: most requests that may come in one RunTogether, 1 for never; together_tiers: the tiers
+    that it may be done in.
     """
 
     version: int
@@ -127,6 +144,8 @@ class Ready:
     tiers: list[str]
     graphs: int
     prepares: bool
+    together: int
+    together_tiers: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,12 +215,27 @@ class Fatal:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-Down = Load | Run | Prepare | Cancel | Shutdown
+Down = Load | Run | RunTogether | Prepare | Cancel | Shutdown
 Up = Hello | Loading | Ready | Step | Drawn | Done | Failed | Fatal
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (Load, Run, Prepare, Cancel, Shutdown, Hello, Loading, Ready, Step, Drawn, Done, Failed, Fatal)
+    for kind in (
+        Load,
+        Run,
+        RunTogether,
+        Prepare,
+        Cancel,
+        Shutdown,
+        Hello,
+        Loading,
+        Ready,
+        Step,
+        Drawn,
+        Done,
+        Failed,
+        Fatal,
+    )
 }
 
 
@@ -229,6 +263,10 @@ def run_message(job: str, attempt: int, request: GenerationRequest) -> Run:
 
 def prepare_message(job: str, request: GenerationRequest) -> Prepare:
     return Prepare(job=job, request=request.to_json())
+
+
+def together_message(runs: Sequence[Run]) -> RunTogether:
+    return RunTogether(runs=[asdict(run) for run in runs])
 
 
 def result_of(message: Done) -> GenerationResult:

@@ -1,4 +1,4 @@
-"""Keeps one worker process alive and lets one job at a time run in it.
+"""Keeps one worker process alive and lets one job at a time, or one batch of small ones, run in it.
 
 The parent learns of the child's death from the process itself, and of a hang from missing steps. Whatever the child
 did, the HTTP side stays up.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from functools import partial
@@ -18,8 +18,23 @@ import structlog
 
 from .child import COMMAND, Child, Spawn, spawn
 from .hiding import hide
-from .job import JobInHand
-from .protocol import Cancel, Done, Drawn, Failed, Fatal, Load, Loading, Prepare, Ready, Run, Shutdown, Step, Up
+from .job import HandedOver, JobInHand, pixels_of
+from .protocol import (
+    Cancel,
+    Done,
+    Drawn,
+    Failed,
+    Fatal,
+    Load,
+    Loading,
+    Prepare,
+    Ready,
+    Run,
+    Shutdown,
+    Step,
+    Up,
+    together_message,
+)
 from .record import ALARM_FAILURES, ALARM_WINDOW_S, LifeRecord
 from .spare import Spare
 from .step_limit import StepLimit
@@ -34,13 +49,13 @@ OUT_OF_MEMORY_LIMIT = 3
 class WorkerState(StrEnum):
     STARTING = "starting"  # spawned, loading and warming up
     READY = "ready"  # idle
-    BUSY = "busy"  # has a job
+    BUSY = "busy"  # has a job or a batch
     DOWN = "down"  # left, waiting to be respawned
     STOPPED = "stopped"  # for good
 
 
 class WorkerLost(RuntimeError):
-    """The worker process ended while it had a job."""
+    """The worker process ended while it had the job."""
 
 
 class WorkerLostAfterDrawing(WorkerLost):
@@ -84,7 +99,8 @@ class WorkerSupervisor:
         self._child: Child | None = None
         self._verdict: Fatal | None = None
         """Why this supervisor ended the child, where it did."""
-        self._job: JobInHand | None = None
+        self._drawing: list[JobInHand] = []
+        """The job that the worker has, or the batch, without those of it that are drawn."""
         self._encoding: list[JobInHand] = []
         """Jobs that are drawn; their pictures are being encoded while the next one is drawn."""
         self._out_of_memory = 0
@@ -139,7 +155,7 @@ class WorkerSupervisor:
         self._keeper = asyncio.create_task(self._keep_alive(), name="worker-keeper")
 
     async def stop(self) -> None:
-        """Asks the worker to leave, then makes it. A job that it had is lost."""
+        """Asks the worker to leave, then makes it. Jobs that it had are lost."""
         keeper, self._keeper = self._keeper, None
         may_farewell = self.state in (WorkerState.READY, WorkerState.BUSY)
         self._enter(WorkerState.STOPPED)
@@ -152,7 +168,7 @@ class WorkerSupervisor:
                 await _farewell(self._child)
             await self._child.end()
             self._child = None
-        self._lose_job(WorkerLost("the worker was stopped"))
+        self._lose_jobs(WorkerLost("the worker was stopped"))
 
     async def wait_ready(self) -> None:
         """Returns when a worker has loaded and its device is idle."""
@@ -167,19 +183,28 @@ class WorkerSupervisor:
         WorkerNotReady when there is no ready worker, WorkerLost when it dies, WorkerStuck when it makes no step within
         the limit and had to be ended. Cancelled, it asks the worker to stop the job.
         """
-        if self.state is not WorkerState.READY or self._child is None or not self._child.alive:
-            raise WorkerNotReady(f"the worker is {self.state.value}; wait_ready() tells when it takes a job")
-        self._job = job = JobInHand(
-            run, self._steps, on_step=on_step, on_drawn=on_drawn, on_stuck=partial(self._end, "stuck")
-        )
-        self._enter(WorkerState.BUSY)
-        self._child.prompt = str(run.request.get("prompt", ""))
-        self._child.send(run)
+        [outcome] = self.run_together([HandedOver(run, on_step, on_drawn)])
         try:
-            return await job.outcome
+            return await outcome
         except asyncio.CancelledError:
             self.cancel(run.job, run.attempt)
             raise
+
+    def run_together(self, jobs: Sequence[HandedOver]) -> list[asyncio.Future[Done | Failed]]:
+        """Gives one job, or several of one `pipelines.company` as one batch, to the ready worker.
+
+        Returns what becomes of each, in order; a future may raise as `run`. Raises WorkerNotReady itself.
+        """
+        if self.state is not WorkerState.READY or self._child is None or not self._child.alive:
+            raise WorkerNotReady(f"the worker is {self.state.value}; wait_ready() tells when it takes a job")
+        pixels = sum(pixels_of(job.run) for job in jobs)
+        stuck = partial(self._end, "stuck")
+        self._drawing = [JobInHand(job, self._steps, pixels=pixels, on_stuck=stuck) for job in jobs]
+        self._enter(WorkerState.BUSY)
+        runs = [job.run for job in jobs]
+        self._child.prompts = tuple(str(run.request.get("prompt", "")) for run in runs)
+        self._child.send(runs[0] if len(runs) == 1 else together_message(runs))
+        return [job.outcome for job in self._drawing]
 
     @property
     def prepares(self) -> bool:
@@ -187,7 +212,7 @@ class WorkerSupervisor:
         return self.state is WorkerState.BUSY and self.greeting is not None and self.greeting.prepares
 
     def prepare(self, following: Prepare) -> None:
-        """Tells the worker what comes after the job that it has. Does nothing where that would be of no use."""
+        """Tells the worker what comes after what it has. Does nothing where that would be of no use."""
         if self.prepares and self._child is not None:
             self._child.prepared.append(str(following.request.get("prompt", "")))
             self._child.send(following)
@@ -239,11 +264,14 @@ class WorkerSupervisor:
             if self.state is WorkerState.STARTING:
                 self._greet(child, message)
         elif isinstance(message, Step | Drawn | Done | Failed):
-            known = (*self._encoding, *([self._job] if self._job else ()))
+            known = (*self._encoding, *self._drawing)
             if job := next((job for job in known if job.concerns(message)), None):
                 self._hear_of(child, job, message)
 
     def _hear_of(self, child: Child, job: JobInHand, message: Step | Drawn | Done | Failed) -> None:
+        if job in self._drawing:
+            for mate in self._drawing:  # a worker that draws one of them is not stuck with the others
+                mate.postpone()
         if isinstance(message, Step):
             job.progress(message)
         elif isinstance(message, Drawn):
@@ -252,12 +280,18 @@ class WorkerSupervisor:
             self._conclude(child, job, message)
 
     def _set_free(self, child: Child, job: JobInHand) -> None:
-        """The device is free for the next job, while this one's pictures are encoded."""
-        if job is self._job:
-            self._job, child.prompt = None, ""
+        """The device is done with this job, whose pictures are encoded while it draws others."""
+        if job in self._drawing:
             self._encoding.append(job)
-            self._enter(WorkerState.READY)
+            self._leave_device(child, job)
             job.drawn()
+
+    def _leave_device(self, child: Child, job: JobInHand) -> None:
+        """After the last of a batch the worker takes the next."""
+        self._drawing.remove(job)
+        if not self._drawing:
+            child.prompts = ()
+            self._enter(WorkerState.READY)
 
     def _greet(self, child: Child, ready: Loading | Ready) -> None:
         if isinstance(ready, Loading):
@@ -277,13 +311,13 @@ class WorkerSupervisor:
             device=ready.device,
             load_s=round(ready.load_s, 3),
             warmup_s=round(ready.warmup_s, 3),
+            together=ready.together,
         )
         log.info("memory plan", plan=ready.plan_line)
 
     def _conclude(self, child: Child, job: JobInHand, message: Done | Failed) -> None:
-        if job is self._job:
-            self._job, child.prompt = None, ""
-            self._enter(WorkerState.READY)
+        if job in self._drawing:
+            self._leave_device(child, job)
         else:
             self._encoding.remove(job)
         if isinstance(message, Done):
@@ -303,7 +337,7 @@ class WorkerSupervisor:
         self.last_words = end.message if end.reason in ("crashed", "spawn") else f"{end.reason}: {end.message}"
         self._record.note_end(end.reason)
         stuck = end.reason == "stuck"
-        self._lose_job(WorkerStuck(end.message) if stuck else WorkerLost(self.last_words))
+        self._lose_jobs(WorkerStuck(end.message) if stuck else WorkerLost(self.last_words))
         if self.alarm and not had_alarm:
             log.error("the worker keeps failing", advice=self.alarm)
 
@@ -313,16 +347,17 @@ class WorkerSupervisor:
 
     def _end(self, reason: str, words: str) -> None:
         """Kills the worker; its life's end then has this reason."""
-        log.error("worker is ended", reason=reason, message=words, job=self._job.run.job if self._job else None)
+        jobs = [job.run.job for job in self._drawing]
+        log.error("worker is ended", reason=reason, message=words, jobs=jobs)
         self._verdict = Fatal(reason=reason, message=words)
         self._enter(WorkerState.DOWN)
         if self._child is not None:
             self._child.kill()
 
-    def _lose_job(self, error: Exception) -> None:
-        job, self._job = self._job, None
+    def _lose_jobs(self, error: Exception) -> None:
+        drawing, self._drawing = self._drawing, []
         encoding, self._encoding = self._encoding, []
-        if job:
+        for job in drawing:
             job.lose(error)
         for drawn in encoding:
             drawn.lose(WorkerLostAfterDrawing(str(error)))

@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,18 @@ from PIL import Image
 
 from pipelines.request import GenerationRequest, GenerationResult, OutputFile
 from server.worker.main import Wire, _leave_with_parent, _take_streams
-from server.worker.protocol import PROTOCOL_VERSION, Done, Failed, Hello, Load, Prepare, Ready, Run, Step
+from server.worker.protocol import (
+    PROTOCOL_VERSION,
+    Done,
+    Failed,
+    Hello,
+    Load,
+    Prepare,
+    Ready,
+    Run,
+    RunTogether,
+    Step,
+)
 
 STEP_S = 0.005
 
@@ -46,9 +58,14 @@ def main() -> None:
         "max_pixels": 2**24,
         "tiers": ["exact"],
     }
+    if load.batching == "on":
+        ready |= {"together": 4, "together_tiers": ["exact"]}
     wire.send(filled(Ready, version=PROTOCOL_VERSION, **ready))
-    while isinstance(message := wire.inbox.get(), Run):
-        run(wire, message, Path(load.spool) / "outputs")
+    while isinstance(message := wire.inbox.get(), Run | RunTogether):
+        runs = message.members if isinstance(message, RunTogether) else [message]
+        work = [run(wire, each, Path(load.spool) / "outputs", len(runs)) for each in runs]
+        while work:
+            work = [job for job in work if next(job, None)]
     os._exit(0)
 
 
@@ -57,7 +74,8 @@ def prepare(message: Prepare) -> None:
         os._exit(9)
 
 
-def run(wire: Wire, run: Run, outputs: Path) -> None:
+def run(wire: Wire, run: Run, outputs: Path, together: int) -> Iterator[bool]:
+    """The work on a job, which stops after each step."""
     request, start = GenerationRequest.from_json(run.request), time.monotonic()
     wanted = re.search(r"\[step_s=([\d.]+)\]", request.prompt)
     for step in range(1, request.steps + 1):
@@ -73,8 +91,10 @@ def run(wire: Wire, run: Run, outputs: Path) -> None:
             threading.Event().wait()
         if "[exit]" in request.prompt:
             os._exit(9)
+        yield True
     images = tuple(draw(request, run, index, outputs) for index in range(request.num_outputs))
-    result: dict[str, Any] = GenerationResult(images=images).to_json()
+    notes = {"together": together} if together > 1 else {}
+    result: dict[str, Any] = GenerationResult(images=images, notes=notes).to_json()
     wire.send(Done(job=run.job, attempt=run.attempt, result=result, compute_s=time.monotonic() - start))
 
 

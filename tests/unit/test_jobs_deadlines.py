@@ -19,6 +19,7 @@ from server.jobs.model import Job, Lane, NewJob, State
 from server.jobs.service import JobService
 from server.jobs.sweeper import Sweeper
 from server.media.results import ResultFiles
+from server.worker.job import HandedOver
 from server.worker.protocol import Done, Failed, Run
 from server.worker.supervisor import WorkerState
 
@@ -49,23 +50,25 @@ class Worker:
     def __init__(self) -> None:
         self.state = WorkerState.READY
         self.runs: list[Run] = []
-        self._outcome: asyncio.Queue[Done | Failed] = asyncio.Queue()
+        self._outcomes: dict[str, asyncio.Future[Done | Failed]] = {}
 
     async def wait_ready(self) -> None:
         while self.state is not WorkerState.READY:
             await asyncio.sleep(0.001)
 
-    async def run(self, run: Run, *_: Any) -> Done | Failed:
-        self.runs.append(run)
-        return await self._outcome.get()
+    def run_together(self, jobs: list[HandedOver]) -> list[asyncio.Future[Done | Failed]]:
+        [handed] = jobs
+        self.runs.append(handed.run)
+        self._outcomes[handed.run.job] = outcome = asyncio.get_running_loop().create_future()
+        return [outcome]
 
     def cancel(self, job: str, attempt: int) -> None:
-        self._outcome.put_nowait(Failed(job=job, attempt=attempt, kind="cancelled", message=""))
+        self._outcomes[job].set_result(Failed(job=job, attempt=attempt, kind="cancelled", message=""))
 
     def succeed(self) -> None:
         done = {"images": [], "depth_map": None, "timings_s": {}, "notes": {}}
         run = self.runs[-1]
-        self._outcome.put_nowait(Done(job=run.job, attempt=run.attempt, result=done, compute_s=1.0))
+        self._outcomes[run.job].set_result(Done(job=run.job, attempt=run.attempt, result=done, compute_s=1.0))
 
 
 class World:
@@ -188,7 +191,7 @@ def test_a_claim_that_comes_too_late_uses_no_attempt(tmp_path: Path, spoil: str)
             job = claim(*arguments)
             if job is not None:
                 if spoil == "stop":
-                    world.dispatcher._stopping = True
+                    world.dispatcher._endings.stopping = True
                 else:
                     world.worker.state = WorkerState.DOWN
                 world.database.writer.claim = claim  # type: ignore[method-assign]
@@ -199,7 +202,7 @@ def test_a_claim_that_comes_too_late_uses_no_attempt(tmp_path: Path, spoil: str)
         await until(lambda: world.database.writer.claim is claim and not world.dispatcher._claiming)
         assert world.database.read.get("a") == submitted
         assert not world.worker.runs
-        world.dispatcher._stopping = False
+        world.dispatcher._endings.stopping = False
 
     in_world(test, tmp_path, Machine().clock())
 

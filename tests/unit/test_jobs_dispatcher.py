@@ -12,12 +12,13 @@ import pytest
 
 from pipelines.request import GenerationRequest, GenerationResult, OutputFile
 from server.errors import InsufficientStorage
-from server.jobs import dispatcher as dispatcher_module
+from server.jobs import endings as endings_module
 from server.jobs.database import JobDatabase
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.model import Job, Lane, NewJob, State
 from server.jobs.service import JobService
 from server.media.results import ResultFiles
+from server.worker.job import HandedOver
 from server.worker.protocol import Done, Failed, Run
 from server.worker.supervisor import WorkerState
 
@@ -37,8 +38,11 @@ class Worker:
     async def wait_ready(self) -> None:
         pass
 
-    async def run(self, run: Run, *_: Any) -> Done | Failed:
-        return self._answer(run)
+    def run_together(self, jobs: list[HandedOver]) -> list[asyncio.Future[Done | Failed]]:
+        outcomes = [asyncio.get_running_loop().create_future() for _ in jobs]
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            outcome.set_result(self._answer(job.run))
+        return outcomes
 
 
 def failed(run: Run) -> Failed:
@@ -78,7 +82,7 @@ def final_job(
 def test_a_store_that_fails_for_a_while_costs_no_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
 ) -> None:
-    monkeypatch.setattr(dispatcher_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(endings_module, "RETRY_S", 0.01)
 
     def spoil(writer: Any) -> None:
         troubles, true = iter([error, error]), getattr(writer, method)

@@ -27,12 +27,14 @@ from server.worker.protocol import (
     ProtocolError,
     Ready,
     Run,
+    RunTogether,
     Shutdown,
     Step,
     decode,
     encode,
     result_of,
     run_message,
+    together_message,
 )
 from weights.sources import ModelSources
 
@@ -56,6 +58,7 @@ MESSAGES = [
     filled(Load, models={}, depth_estimator=None, spool=ODD_TEXT),
     Run(job="a", attempt=3, request={"prompt": ODD_TEXT, "steps": 4, "nested": {"list": [1, 2.5, None, True]}}),
     Prepare(job="b", request={"prompt": ODD_TEXT, "steps": 4}),
+    RunTogether(runs=[{"job": "a", "attempt": 1, "request": {"prompt": ODD_TEXT}}]),
     Cancel(job="a", attempt=3),
     Shutdown(),
     Hello(version=2),
@@ -85,6 +88,11 @@ def test_a_message_is_one_line_of_json(message: Any) -> None:
     assert len(line.splitlines()) == 1
     assert line.isascii()
     assert json.loads(line)["type"] == type(message).__name__
+
+
+def test_runs_that_go_together_come_out_as_they_went_in() -> None:
+    runs = [Run(job=name, attempt=2, request={"prompt": ODD_TEXT, "loras": [{"name": name}]}) for name in "abc"]
+    assert decode(encode(together_message(runs))).members == runs
 
 
 def test_every_kind_of_message_is_tried_here() -> None:

@@ -34,6 +34,7 @@ EXPOSED_HEADERS = (
     "x-tier",
     "x-prompt-upsampling",
     "x-prompt-unseen-tokens",
+    "x-together",
     "x-safety-check",
     "x-safety-flagged",
     "x-demo-weights",
@@ -111,6 +112,8 @@ def result_body(job: Job, base: str, balance_micro_usd: int, *, demo: bool) -> d
         body["lora_notes"] = job.result.notes["loras"]
     if job.result.notes.get("unseen_tokens"):
         body["prompt_unseen_tokens"] = job.result.notes["unseen_tokens"]
+    if job.result.notes.get("together"):
+        body["together"] = job.result.notes["together"]
     if demo:
         body["notice"] = DEMO_NOTICE
     return body
@@ -175,6 +178,8 @@ def headers(job: Job, base: str, balance_micro_usd: int, *, demo: bool, rate_ful
         values["x-prompt-upsampling"] = "done" if "prompt" in notes else "unavailable; the prompt was used as it is"
     if notes.get("unseen_tokens"):
         values["x-prompt-unseen-tokens"] = str(notes["unseen_tokens"])
+    if notes.get("together"):
+        values["x-together"] = str(notes["together"])
     if demo:
         values["x-demo-weights"] = "true"
     return values

@@ -107,6 +107,7 @@ class _Completed(_OfJob):
     safety: Safety
     lora_notes: NotRequired[list[Any]]
     prompt_unseen_tokens: NotRequired[int]
+    together: NotRequired[int]
     notice: NotRequired[str]
 
 
