@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from server.worker.child import Child
+from server.worker.job import HandedOver
 from server.worker.protocol import (
     PROTOCOL_VERSION,
     Cancel,
@@ -33,6 +34,7 @@ from server.worker.protocol import (
     Prepare,
     Ready,
     Run,
+    RunTogether,
     Shutdown,
     Step,
     Up,
@@ -99,7 +101,8 @@ class PlayedProcess:
         self.greeted = False
         self.polite = False
         """Leaves when it is asked to."""
-        self.run: Run | None = None
+        self.runs: list[Run] = []
+        """What it draws: a job, or those of a batch that are not drawn yet."""
         self.encoding: list[Run] = []
         self.prepared = 0
 
@@ -108,13 +111,13 @@ class PlayedProcess:
         if isinstance(message, Load):
             assert not self.loaded, "loaded twice"
             self.loaded = True
-        elif isinstance(message, Run):
+        elif isinstance(message, Run | RunTogether):
             assert self.greeted, "a job for a worker that is not ready"
-            assert self.run is None, "a second job at once"
-            self.run = message
+            assert not self.runs, "a second job at once"
+            self.runs = message.members if isinstance(message, RunTogether) else [message]
         elif isinstance(message, Prepare):
             assert self.greeted, "a job to prepare for a worker that is not ready"
-            assert self.run is not None, "a job to prepare beside none"
+            assert self.runs, "a job to prepare beside none"
             self.prepared += 1
         elif isinstance(message, Shutdown) and self.polite:
             self.exit(0)
@@ -211,6 +214,22 @@ class Orders(RuleBasedStateMachine):
 
         self.do(call)
 
+    @rule(count=st.integers(2, 4))
+    def run_together(self, count: int) -> None:
+        numbers = list(itertools.islice(self.number, count))
+        request = {"prompt": "x", "width": 64, "height": 64}
+        runs = [Run(job=f"job {number}", attempt=1, request=request) for number in numbers]
+
+        def call() -> None:
+            try:
+                outcomes = self.worker.run_together([HandedOver(run, lambda _: None) for run in runs])
+            except WorkerNotReady:
+                assert self.worker.state is not WorkerState.READY or not self.live()
+            else:
+                self.calls += [(run, waiting(outcome)) for run, outcome in zip(runs, outcomes, strict=True)]
+
+        self.do(call)
+
     @rule()
     def wait_ready(self) -> None:
         async def wait() -> bool:
@@ -269,26 +288,27 @@ class Orders(RuleBasedStateMachine):
     @rule(attempt=st.sampled_from([1, 1, 1, 0, 2]), job=st.sampled_from(["", "", "other"]))
     def step(self, attempt: int, job: str) -> None:
         process = self.loaded()
-        if process and process.run:
-            name = job or process.run.job
+        if process and process.runs:
+            name = job or process.runs[-1].job
             self.do(lambda: process.say(Step(job=name, attempt=attempt, step=1, steps=9, step_s=0.1)))
 
     @rule()
     def finish(self) -> None:
         process = self.loaded()
-        if process and process.run:
-            run, process.run = process.run, None
+        if process and process.runs:
+            run = process.runs.pop()
             self.do(lambda: process.say(Done(job=run.job, attempt=1, result={"by": process.pid}, compute_s=1.0)))
 
     @rule()
     def draw(self) -> None:
-        """The device is free; the pictures are encoded beside the next job."""
+        """The device is done with a job, whose pictures are encoded beside the next; free after the last of a batch."""
         process = self.loaded()
-        if process and process.run:
-            run, process.run = process.run, None
+        if process and process.runs:
+            run = process.runs.pop(0)
             process.encoding.append(run)
             self.do(lambda: process.say(Drawn(job=run.job, attempt=1)))
-            assert self.worker.state is WorkerState.READY or process.returncode is not None
+            wanted = WorkerState.BUSY if process.runs else WorkerState.READY
+            assert self.worker.state is wanted or process.returncode is not None
 
     @rule(fails=st.booleans())
     def encode(self, fails: bool) -> None:
@@ -300,12 +320,18 @@ class Orders(RuleBasedStateMachine):
             else:
                 self.do(lambda: process.say(Done(job=run.job, attempt=1, result={}, compute_s=1.0)))
 
-    @rule(how=st.sampled_from(["finish", "draw", "draw", "out_of_memory", "input", "abandon", "die", "hang"]))
-    def work(self, how: str) -> None:
-        """A job and what becomes of it, in one: by chance alone these seldom follow each other."""
+    @rule(
+        together=st.integers(1, 4),
+        how=st.sampled_from(["finish", "draw", "draw", "out_of_memory", "input", "abandon", "die", "hang"]),
+    )
+    def work(self, together: int, how: str) -> None:
+        """A job or a batch and what becomes of it, in one: by chance alone these seldom follow each other."""
         if self.worker.state is WorkerState.STARTING:
             self.become_ready(PROTOCOL_VERSION)
-        self.run()
+        if together > 1:
+            self.run_together(together)
+        else:
+            self.run()
         acts: dict[str, Callable[[], None]] = {
             "finish": self.finish,
             "draw": self.draw,
@@ -313,13 +339,14 @@ class Orders(RuleBasedStateMachine):
             "die": partial(self.die, 0, "kill"),
             "hang": partial(self.time_passes, STEP_LIMIT_S + 1),
         }
-        acts.get(how, partial(self.fail, how))()
+        for _ in range(together):
+            acts.get(how, partial(self.fail, how))()
 
     @rule(kind=st.sampled_from(["input", "cancelled", "unknown", "out_of_memory", "out_of_memory", "out_of_memory"]))
     def fail(self, kind: str) -> None:
         process = self.loaded()
-        if process and process.run:
-            run, process.run = process.run, None
+        if process and process.runs:
+            run = process.runs.pop()
             self.do(lambda: process.say(Failed(job=run.job, attempt=1, kind=kind, message="x")))
 
     @rule()
@@ -360,7 +387,7 @@ class Orders(RuleBasedStateMachine):
                 process = self.loaded()
                 assert process is not None
                 if run not in process.encoding:
-                    assert process.run == run, "somebody waits for a job that nobody has"
+                    assert run in process.runs, "somebody waits for a job that nobody has"
                     assert self.worker.state is WorkerState.BUSY
             elif not call.cancelled() and (error := call.exception()):
                 assert isinstance(error, WorkerNotReady | WorkerLost | WorkerStuck)
@@ -375,6 +402,14 @@ class Orders(RuleBasedStateMachine):
         left = asyncio.all_tasks(self.loop)
         self.loop.close()
         assert not left
+
+
+async def waiting_for(outcome: asyncio.Future[Any]) -> Any:
+    return await outcome
+
+
+def waiting(outcome: asyncio.Future[Any]) -> asyncio.Task[Any]:
+    return asyncio.ensure_future(waiting_for(outcome))
 
 
 def play(sequences: int) -> set[str]:
@@ -412,6 +447,22 @@ def run_many(machine: type[Orders], sequences: int) -> None:
             print_blob=True,
         ),
     )
+
+
+def test_a_worker_that_draws_one_of_a_batch_is_not_stuck_with_the_others() -> None:
+    """Where a batch failed as a whole, each of its jobs is drawn alone, and the last hears nothing for long."""
+    machine = Orders()
+    machine.make(spare=False, ready=True)
+    machine.run_together(3)
+    for _ in range(3):
+        machine.time_passes(STEP_LIMIT_S - 1)
+        machine.step(1, "")
+    machine.time_passes(STEP_LIMIT_S - 1)
+    machine.draw()
+    assert not [call for _, call in machine.calls if call.done()]
+    machine.time_passes(STEP_LIMIT_S + 1)
+    assert {outcome(call) for _, call in machine.calls} <= {"WorkerStuck", "WorkerLostAfterDrawing"}
+    machine.teardown()
 
 
 def test_no_order_of_calls_and_events_is_bad() -> None:

@@ -114,6 +114,31 @@ def test_a_job_that_goes_back_keeps_its_place(store: Any) -> None:
     assert claim_all(store) == ["first", "second"]
 
 
+def test_mates_are_claimed_with_their_head_as_it_was(store: Any) -> None:
+    submit(store, "head")
+    waiting = {name: submit(store, name) for name in ("a", "b", "c")}
+    submit(store, "larger", request=request_of(width=80))
+    submit(store, "depth", request=request_of(model="flux-depth-dev"))
+    head = store.claim()
+    mates = store.claim_mates(head, limit=2)
+    assert mates == [dataclasses.replace(waiting[name], state=State.RUNNING, attempt=1) for name in ("a", "b")]
+    assert [store.get(job.id) for job in mates] == mates
+    assert claim_all(store) == ["c", "larger", "depth"]
+    assert store.claim_mates(head, limit=3) == []
+
+
+def test_a_large_job_has_no_mates_and_one_that_died_is_none(store: Any) -> None:
+    for name in ("large", "as large"):
+        submit(store, name, request=request_of(width=1024, height=1024))
+    assert store.claim_mates(store.claim(), limit=3) == []
+    for name in ("unlucky", "head"):
+        submit(store, name, lane=Lane.INTERACTIVE)
+    unlucky, head = store.claim(), store.claim()
+    store.requeue(unlucky.id, unlucky.attempt, worker_died=True)
+    assert store.claim_mates(head, limit=3) == []
+    assert store.claim().id == "unlucky"
+
+
 def test_a_submitted_job_waits_and_a_claimed_one_runs_under_a_new_attempt(store: Any) -> None:
     submitted = submit(store, "a", now=123.5)
     assert (submitted.state, submitted.attempt, submitted.deaths) == (State.QUEUED, 0, 0)
@@ -744,6 +769,7 @@ class Anything(dict[str, None]):
         ("REQUEUE", "sqlite_autoindex_jobs_1"),
         ("UNCLAIM", "sqlite_autoindex_jobs_1"),
         ("FAIL_QUEUED", "jobs_by_turn"),
+        ("AHEAD", "jobs_by_turn"),
         ("GET_BY_KEY", "jobs_by_idempotency_key"),
         ("COUNT_QUEUED_OF", "jobs_waiting_by_owner"),
         ("CANCEL_QUEUED", "sqlite_autoindex_jobs_1"),
@@ -756,7 +782,7 @@ def test_no_statement_looks_at_every_row(sqlite: SqliteStore, statement: str, in
     plan = [row["detail"] for row in sqlite._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
     assert any(f"USING INDEX {index} " in line or f"USING COVERING INDEX {index} " in line for line in plan), plan
     assert not any(line.startswith("SCAN") for line in plan), plan
-    if statement in ("CLAIM", "PEEK"):
+    if statement in ("CLAIM", "PEEK", "AHEAD"):
         assert not any("TEMP B-TREE" in line for line in plan), plan
 
 
