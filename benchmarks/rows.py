@@ -11,6 +11,7 @@ from pydantic import Field
 
 from benchmarks.environment import Part
 
+Batching = Literal["off", "on"]
 Side = Literal["server", "litserve", "fastapi", "bare engine"]
 
 
@@ -106,6 +107,10 @@ class ThroughputRow(Part):
     the same for denoising steps alone. gap_*_ms: what passes between two jobs' computing: from when a job was handed
     to the worker plus what it computed, to when the next one was handed to it.
     device_busy_percent: mean of nvidia-smi's utilisation, which counts any time in which a kernel ran.
+
+    Jobs that were drawn in one batch count as one piece of computing. together_mean: jobs in a batch. batching: the
+    server's setting, where two took turns; the row is then that one's median round of `rounds` by pictures a second,
+    and ratio_to_alone the same figure over that of the server without batches, so more than 1 is faster.
     """
 
     model: str
@@ -121,6 +126,10 @@ class ThroughputRow(Part):
     gap_median_ms: float
     gap_p99_ms: float
     device_busy_percent: float | None = None
+    together_mean: float | None = None
+    batching: Batching | None = None
+    rounds: int | None = None
+    ratio_to_alone: float | None = None
 
 
 class ColdStartRow(Part):

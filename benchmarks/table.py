@@ -67,7 +67,9 @@ def _polls(row: Any) -> tuple[str, str]:
 
 def _throughput(row: Any) -> tuple[str, str]:
     result = f"{row.pictures_per_s} pictures/s, computing {row.computed_share:.1%} of the time"
-    return f"full queue: {row.model}, {row.width}×{row.height}, {row.steps} steps", result
+    result += f", {row.ratio_to_alone} times as many as one by one" if row.ratio_to_alone else ""
+    how = f", batching {row.batching}" if row.batching else ""
+    return f"full queue: {row.model}, {row.width}×{row.height}, {row.steps} steps{how}", result
 
 
 def _cold_start(row: Any) -> tuple[str, str]:

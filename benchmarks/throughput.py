@@ -1,10 +1,13 @@
 """Jobs back to back through the real server: pictures a second, and how much of the time the device computed.
 
     python -m benchmarks.throughput --weights random [--model flux-dev] [--jobs 20] [--steps 28] [--save]
-    python -m benchmarks.throughput --weights demo
+    python -m benchmarks.throughput --weights demo [--batching]
 
 All jobs are submitted at once, so the queue is never empty. What a job computed, and the time of its steps, are the
 worker's own figures in the job's result; when each was handed to the worker is read from the server's log.
+
+--batching: depth pictures of a quarter of a megapixel, drawn one by one and in batches, by two servers that take turns;
+the figures are those of each one's median round. Both are there at once, so a card needs room for two.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +32,7 @@ from benchmarks.figures import milliseconds, percentile
 from benchmarks.logs import WorkSpan, work_spans
 from benchmarks.places import HELP, kind_of, weights_folder
 from benchmarks.processes import Running, our_server
-from benchmarks.rows import ThroughputRow
+from benchmarks.rows import Batching, ThroughputRow
 
 POLL_S = 0.5
 CALLS = {"flux-dev": dev_call, "flux-depth-dev": depth_call}
@@ -52,6 +55,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         weights = weights_folder(given.weights, folder)
+        if given.batching:
+            rows, device = in_turns(weights, folder, depth_call(given.steps), given.jobs, given.rounds)
+            run.finish(report.ThroughputReport, rows, weights=kind_of(given.weights), device=device)
+            return
         with our_server(weights, folder / "data") as running:
             device = running.get("/health/ready").json()["device"]
             call = CALLS[given.model](given.steps)
@@ -65,10 +72,40 @@ def parse() -> argparse.Namespace:
     options.add_argument("--model", choices=tuple(CALLS), default="flux-dev")
     options.add_argument("--jobs", type=int, default=20)
     options.add_argument("--steps", type=int, default=28)
+    options.add_argument("--batching", action="store_true", help="small pictures, one by one and in batches")
+    options.add_argument("--rounds", type=int, default=5, help="turns that each of the two servers has")
     given = options.parse_args()
     if given.quick:
-        given.model, given.jobs, given.steps = "flux-depth-dev", 4, 2
+        given.model, given.jobs, given.steps, given.rounds = "flux-depth-dev", 4, 2, 1
     return given
+
+
+def in_turns(weights: Path, folder: Path, call: Call, jobs: int, rounds: int) -> tuple[list[ThroughputRow], str]:
+    """A row without batches and one with, and the device."""
+    measured: dict[Batching, list[ThroughputRow]] = {"off": [], "on": []}
+    with ExitStack() as stack:
+        servers = {}
+        for batching in measured:
+            running = stack.enter_context(our_server(weights, folder / batching, batching=batching))
+            device = running.get("/health/ready").json()["device"]
+            running.pause()
+            servers[batching] = running
+        for _ in range(rounds):
+            for batching, running in servers.items():
+                running.resume()
+                measured[batching].append(measure(running, call, jobs))
+                running.pause()
+    alone, together = (median_round(rows) for rows in measured.values())
+    ratio = round(together.pictures_per_s / alone.pictures_per_s, 4)
+    rows = [
+        alone.model_copy(update={"batching": "off", "rounds": rounds}),
+        together.model_copy(update={"batching": "on", "rounds": rounds, "ratio_to_alone": ratio}),
+    ]
+    return rows, device
+
+
+def median_round(rows: list[ThroughputRow]) -> ThroughputRow:
+    return sorted(rows, key=lambda row: row.pictures_per_s)[len(rows) // 2]
 
 
 def measure(running: Running, call: Call, jobs: int) -> ThroughputRow:
@@ -93,10 +130,12 @@ def run_all(client: Client, call: Call, jobs: int) -> dict[str, dict[str, Any]]:
 
 def row(call: Call, results: list[dict[str, Any]], spans: list[WorkSpan], busy: Busy) -> ThroughputRow:
     """spans: in the order in which the worker ran them; results: of the same jobs."""
-    wall_s = spans[-1].ended_s - spans[0].started_s
+    wall_s = max(span.ended_s for span in spans) - spans[0].started_s
     pictures = sum(len(result["images"]) for result in results)
-    gaps = [later.started_s - earlier.ended_s for earlier, later in pairwise(spans)]
-    denoised_s = sum(result["timings"]["denoise"] for result in results)
+    together = [int(result.get("together", 1)) for result in results]
+    batches = list(batches_of(spans, together))
+    gaps = [later.started_s - earlier.ended_s for earlier, later in pairwise(batches)]
+    denoised_s = sum(result["timings"]["denoise"] / count for result, count in zip(results, together, strict=True))
     return ThroughputRow(
         model=call.fields["model"],
         width=call.fields["width"],
@@ -106,12 +145,21 @@ def row(call: Call, results: list[dict[str, Any]], spans: list[WorkSpan], busy: 
         pictures=pictures,
         wall_s=round(wall_s, 4),
         pictures_per_s=round(pictures / wall_s, 4),
-        computed_share=round(sum(span.computed_s for span in spans) / wall_s, 4),
+        computed_share=round(sum(batch.computed_s for batch in batches) / wall_s, 4),
         step_share=round(denoised_s / wall_s, 4),
         gap_median_ms=milliseconds(statistics.median(gaps)),
         gap_p99_ms=milliseconds(percentile(gaps, 99)),
         device_busy_percent=busy.mean,
+        together_mean=round(len(spans) / len(batches), 2),
     )
+
+
+def batches_of(spans: list[WorkSpan], together: list[int]) -> Iterator[WorkSpan]:
+    """One span for each batch, that of its job which took longest. together: how many are in the batch of each job."""
+    place = 0
+    while place < len(spans):
+        yield max(spans[place : place + together[place]], key=lambda span: span.ended_s)
+        place += together[place]
 
 
 @contextmanager

@@ -169,7 +169,8 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """Finished. The result's files lie in the spool's output folder. compute_s: seconds from Run to here.
+    """Finished. The result's files lie in the spool's output folder. compute_s: seconds from Run to here, of a batch
+    the whole time.
 
     plan: name of the memory plan that holds now. recompiles: graphs that were compiled since Ready. memory_bytes: of
     the device, by kind (allocated, reserved, peak of this job). hits, misses: of the caches, by name, since the last

@@ -239,6 +239,7 @@ def test_where_nothing_can_be_compiled_the_engine_is_ready_all_the_same(
         assert any("cannot be compiled here" in doing and "C compiler" in doing for doing in told)
         request = GenerationRequest(model="flux-dev", prompt="a", width=64, height=64, steps=1, guidance=3.5, seed=1)
         assert ready.engine.generate(request).images
+        assert (ready.together, ready.together_tiers) == (1, ()), "auto never batches on a processor"
         torch.compiler.set_stance("default")
         with pytest.raises(Exception, match="C compiler"):
             assemble(folders, Wishes(device="cpu", dtype="float32", compiled="on"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines import attempt as attempt_module
-from pipelines.attempt import Fault, attempt
+from pipelines.attempt import Fault, attempt, attempt_together
 from pipelines.engine import Generated
 from pipelines.fault_switches import FAULTS, find_fault
 from pipelines.faults import BadRequest, Cancelled
@@ -129,6 +129,46 @@ def test_a_fatal_fault_is_not_followed_by_anything(self_test: list[Exception]) -
     assert isinstance(outcome, Fault)
     assert outcome.kind == "fatal"
     assert self_test
+
+
+# Several in one batch.
+
+
+def run_together(outcome: Any, *alone: Callable[[], Generated]) -> list[Generated | Fault]:
+    return list(attempt_together(PlayedEngine(), draws(outcome), alone))  # type: ignore[arg-type]
+
+
+def never() -> Generated:
+    raise AssertionError("drawn alone without need")
+
+
+def test_each_of_a_batch_has_its_own_outcome() -> None:
+    outcomes = run_together([RESULT, Cancelled(), BadRequest("too wide"), RESULT], *[never] * 4)
+    assert outcomes == [RESULT, Fault("cancelled", ""), Fault("input", "too wide"), RESULT]
+
+
+@pytest.mark.parametrize("error", [out_of_memory(), KeyError("odd")])
+def test_a_batch_that_fails_is_drawn_one_by_one(self_test: list[Exception], error: Exception) -> None:
+    outcomes = run_together(error, draws(RESULT), draws(error), draws(BadRequest("too wide")))
+    assert outcomes[0] is RESULT
+    kinds = [outcome.kind for outcome in outcomes[1:] if isinstance(outcome, Fault)]
+    assert kinds == ["out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "unknown", "input"]
+
+
+def test_one_by_one_is_told_one_by_one() -> None:
+    drawn: list[int] = []
+
+    def draw(number: int) -> Callable[[], Generated]:
+        return lambda: (drawn.append(number), RESULT)[1]
+
+    outcomes = attempt_together(PlayedEngine(), draws(out_of_memory()), [draw(0), draw(1)])  # type: ignore[arg-type]
+    assert next(outcomes) is RESULT
+    assert drawn == [0]
+
+
+def test_a_device_that_is_lost_with_a_batch_gets_nothing_more() -> None:
+    lost = torch.AcceleratorError("CUDA error: an illegal memory access")
+    assert [outcome.kind for outcome in run_together(lost, never, never)] == ["fatal"] * 2  # type: ignore[union-attr]
 
 
 # What a prompt may ask for.

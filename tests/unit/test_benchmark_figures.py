@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import tiers
+from benchmarks import throughput, tiers
 from benchmarks.calls import depth_call
 from benchmarks.ceiling import measure_tflops
 from benchmarks.client import Reply
@@ -16,6 +16,7 @@ from benchmarks.compiled import OurCompiled, StockCompiled
 from benchmarks.figures import percentile
 from benchmarks.flops import Shape, step_tflop, tokens
 from benchmarks.likeness import floats_of, psnr_db, ssim
+from benchmarks.logs import WorkSpan
 from benchmarks.overhead import Measured, row
 
 FLUX = Shape(width=3072, blocks=57)
@@ -35,6 +36,17 @@ def test_percentile_of_few_values_is_the_largest() -> None:
 )
 def test_work_of_a_step_is_what_is_known_of_flux(width: int, height: int, tflop: float) -> None:
     assert step_tflop(FLUX, width, height) == pytest.approx(tflop, rel=0.005)
+
+
+def test_a_batch_counts_as_one_piece_of_computing() -> None:
+    """Three jobs in one batch, then one alone: 2 s and 1 s of computing in 4 s."""
+    spans = [WorkSpan("a", 10.0, 2.0), WorkSpan("b", 10.0, 1.9), WorkSpan("c", 10.001, 1.9), WorkSpan("d", 13.0, 1.0)]
+    results = [{"images": [{}], "timings": {"denoise": 1.5}, "together": 3} for _ in range(3)]
+    results.append({"images": [{}], "timings": {"denoise": 0.5}})
+    figures = throughput.row(depth_call(), results, spans, throughput.Busy())
+    assert (figures.wall_s, figures.pictures_per_s, figures.together_mean) == (4.0, 1.0, 2.0)
+    assert (figures.computed_share, figures.step_share) == (0.75, 0.5)
+    assert (figures.gap_median_ms, figures.gap_p99_ms) == (1000.0, 1000.0)
 
 
 def test_a_shape_is_read_from_a_transformers_configuration() -> None:
