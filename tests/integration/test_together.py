@@ -283,6 +283,7 @@ def test_a_warm_batch_leaves_nothing_to_compile_for_others_and_for_one_that_shri
     trace(parts)
     engine = Engine(parts)
     warmup.warm_up_together(engine, "flux-dev", 4, ("exact",))
+    before = graphs_compiled()
     steps: list[StepReport] = []
     leaving = [
         replace(each, on_step=steps.append if not i else each.on_step, cancelled=lambda i=i: len(steps) > i > 1)
@@ -293,6 +294,7 @@ def test_a_warm_batch_leaves_nothing_to_compile_for_others_and_for_one_that_shri
             for count in (2, 3, 4):
                 engine.generate_together(mixed(replace(DEV, width=width, height=height, steps=1))[:count])
         outcomes = engine.generate_together(leaving)
+    assert graphs_compiled() == before
     assert [type(outcome) for outcome in outcomes] == [Generated, Generated, Cancelled, Cancelled]
 
 
