@@ -14,16 +14,10 @@ from server.clock import STEADY, Clock
 from server.errors import ServerError, StepTimeout
 from server.logs import describe_prompt
 from server.media.results import ResultFiles
+from server.worker.errors import WorkerLost, WorkerLostAfterDrawing, WorkerNotReady, WorkerStuck
 from server.worker.job import HandedOver
 from server.worker.protocol import Done, Failed, Step, run_message
-from server.worker.supervisor import (
-    WorkerLost,
-    WorkerLostAfterDrawing,
-    WorkerNotReady,
-    WorkerState,
-    WorkerStuck,
-    WorkerSupervisor,
-)
+from server.worker.supervisor import WorkerState, WorkerSupervisor
 
 from .company import seats
 from .database import JobDatabase

@@ -24,8 +24,8 @@ from server.errors import (
     WorkerCrashed,
 )
 from server.media.results import ResultFiles
+from server.worker.errors import WorkerLost, WorkerStuck
 from server.worker.protocol import Done, Failed, result_of
-from server.worker.supervisor import WorkerLost, WorkerStuck
 
 from .database import JobDatabase
 from .model import MAX_WORKER_DEATHS, Ending, Job, State

@@ -6,20 +6,16 @@ imports cannot write into the message stream. It leaves when the parent's pipe c
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import queue
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from weights.demo import is_demo
 from weights.sources import ModelSources
@@ -28,7 +24,6 @@ from .hiding import hide
 from .preparing import Preparer
 from .protocol import (
     PROTOCOL_VERSION,
-    Cancel,
     Done,
     Down,
     Drawn,
@@ -37,17 +32,13 @@ from .protocol import (
     Hello,
     Load,
     Loading,
-    Prepare,
-    ProtocolError,
     Ready,
     Run,
     RunTogether,
     Shutdown,
     Step,
-    Up,
-    decode,
-    encode,
 )
+from .wire import Wire, leave, leave_with_parent, take_streams
 
 if TYPE_CHECKING:
     from pipelines.attempt import Fault
@@ -57,96 +48,35 @@ if TYPE_CHECKING:
     from pipelines.spool import Spool
     from pipelines.watch import StepReport
 
-FATAL_EXIT = 70
-
 IDLE_S = 5.0
 """Without work for so long, the worker gives freed memory back to the system."""
 
 LONGEST_KEPT_S = 60.0
 """Between two jobs it does so after this time: small tensors that the caches keep would else pin more and more."""
 
-_PR_SET_PDEATHSIG = 1
-
-
-class Wire:
-    """The child's end: messages in from a reader thread, messages out under a lock, cancels noted as they come.
-
-    on_prepare: hears in the reader thread what may be prepared; until somebody listens nobody does.
-    """
-
-    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
-        self._source, self._sink = source, sink
-        self._write_lock = threading.Lock()
-        self._cancelled: set[tuple[str, int]] = set()
-        self.on_prepare: Callable[[Prepare], None] = lambda _: None
-        self.inbox: queue.SimpleQueue[Down] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="wire", daemon=True).start()
-
-    def send(self, message: Up) -> None:
-        with self._write_lock:
-            self._sink.write(encode(message))
-            self._sink.flush()
-
-    def is_cancelled(self, run: Run) -> bool:
-        return (run.job, run.attempt) in self._cancelled
-
-    def forget(self, run: Run) -> None:
-        self._cancelled.discard((run.job, run.attempt))
-
-    def _read(self) -> None:
-        try:
-            for line in self._source:
-                message = decode(line)
-                if isinstance(message, Cancel):
-                    self._cancelled.add((message.job, message.attempt))
-                elif isinstance(message, Prepare):
-                    self.on_prepare(message)
-                else:
-                    self.inbox.put(message)
-        except ProtocolError as error:
-            _leave(self, Fatal(reason="protocol", message=str(error)))
-        # The parent is gone. Nothing that is computed here can be delivered any more.
-        os._exit(0)
-
 
 def main() -> None:
-    wire = _take_streams()
-    _leave_with_parent()
+    wire = take_streams()
+    leave_with_parent()
     try:
         _import_libraries()
     except Exception as error:
-        _leave(wire, Fatal(reason="load", message=hide(f"{type(error).__name__}: {error}")))
+        leave(wire, Fatal(reason="load", message=hide(f"{type(error).__name__}: {error}")))
     wire.send(Hello(version=PROTOCOL_VERSION))
     load = wire.inbox.get()
     if not isinstance(load, Load) or load.version != PROTOCOL_VERSION:
-        _leave(wire, Fatal(reason="protocol", message=f"expected Load of protocol {PROTOCOL_VERSION}, got {load}"))
+        leave(wire, Fatal(reason="protocol", message=f"expected Load of protocol {PROTOCOL_VERSION}, got {load}"))
         return
     try:
         engine = _load(wire, load)
     except Exception as error:
-        _leave(wire, Fatal(reason="load", message=hide(f"{type(error).__name__}: {error}")))
+        leave(wire, Fatal(reason="load", message=hide(f"{type(error).__name__}: {error}")))
         return
     from pipelines.spool import Spool
 
     _serve(wire, engine, Spool(folder=Path(load.spool), metadata=load.metadata))
     # All is said and written; taking the libraries down in order would take half a second of the server's stop.
     os._exit(0)
-
-
-def _take_streams() -> Wire:
-    """Keeps the standard streams for messages and points stdout at stderr, so that a stray print is only a log line."""
-    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    return Wire(source, sink)
-
-
-def _leave_with_parent() -> None:
-    """Ctrl-C, and a service manager's TERM, reach every process; the parent decides when the child leaves."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _import_libraries() -> None:
@@ -348,21 +278,12 @@ def _failure(wire: Wire, runs: list[Run], run: Run, fault: Fault, compute_s: flo
 
     text = fault.text if fault.kind in FOR_CLIENTS else hide(fault.text, *_prompts(runs))
     if fault.kind == "fatal":
-        _leave(wire, Fatal(reason="device", message=text, job=run.job))
+        leave(wire, Fatal(reason="device", message=text, job=run.job))
     return Failed(job=run.job, attempt=run.attempt, kind=fault.kind, message=text, compute_s=compute_s)
 
 
 def _prompts(runs: list[Run]) -> list[str]:
     return [str(run.request.get("prompt", "")) for run in runs]
-
-
-def _leave(wire: Wire, last_words: Fatal) -> None:
-    """Ends the process at once: after a CUDA fault even a clean exit can hang in the driver."""
-    try:
-        wire.send(last_words)
-    finally:
-        # Also when nobody listens any more.
-        os._exit(FATAL_EXIT)
 
 
 if __name__ == "__main__":

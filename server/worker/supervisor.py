@@ -17,6 +17,7 @@ from functools import partial
 import structlog
 
 from .child import COMMAND, Child, Spawn, spawn
+from .errors import WorkerLost, WorkerLostAfterDrawing, WorkerNotReady, WorkerStarted, WorkerStuck
 from .hiding import hide
 from .job import HandedOver, JobInHand, pixels_of
 from .protocol import (
@@ -52,26 +53,6 @@ class WorkerState(StrEnum):
     BUSY = "busy"  # has a job or a batch
     DOWN = "down"  # left, waiting to be respawned
     STOPPED = "stopped"  # for good
-
-
-class WorkerLost(RuntimeError):
-    """The worker process ended while it had the job."""
-
-
-class WorkerLostAfterDrawing(WorkerLost):
-    """The worker process ended while it encoded the job's pictures: another job, or nobody, was to blame."""
-
-
-class WorkerStuck(RuntimeError):
-    """The worker made no step for too long and was ended."""
-
-
-class WorkerNotReady(RuntimeError):
-    """A job was given to a worker that is not ready for one."""
-
-
-class WorkerStarted(RuntimeError):
-    """The supervisor was started a second time."""
 
 
 class WorkerSupervisor:

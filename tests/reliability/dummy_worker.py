@@ -20,7 +20,6 @@ from typing import Any
 from PIL import Image
 
 from pipelines.request import GenerationRequest, GenerationResult, OutputFile
-from server.worker.main import Wire, _leave_with_parent, _take_streams
 from server.worker.protocol import (
     PROTOCOL_VERSION,
     Done,
@@ -33,6 +32,7 @@ from server.worker.protocol import (
     RunTogether,
     Step,
 )
+from server.worker.wire import Wire, leave_with_parent, take_streams
 
 STEP_S = 0.005
 
@@ -45,8 +45,8 @@ def filled(kind: type[Any], **given: Any) -> Any:
 
 
 def main() -> None:
-    wire = _take_streams()
-    _leave_with_parent()
+    wire = take_streams()
+    leave_with_parent()
     wire.send(Hello(version=PROTOCOL_VERSION))
     load = wire.inbox.get()
     assert isinstance(load, Load)

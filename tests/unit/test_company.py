@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.company import BATCH_PIXELS, MAX_TOGETHER, batching_tiers, company, most_together
+from pipelines.company import BATCH_PIXELS, MAX_TOGETHER, batching_tiers, company, most_together, pixels_as_one
 from pipelines.memory.activations import decode_bytes, denoise_bytes
 from pipelines.request import GenerationRequest, Lora
 from pipelines.sizes import ASPECT_SIZES, aspect_size, control_size
@@ -99,6 +99,12 @@ def test_held_weights_are_a_tier_of_their_own() -> None:
 
 def test_where_a_megapixel_has_room_a_whole_batch_has() -> None:
     assert most_together(1024 * 1024) == MAX_TOGETHER
+
+
+def test_a_batch_counts_as_the_single_picture_of_as_many_tokens() -> None:
+    assert pixels_as_one([SMALL]) == 512 * 512
+    for count in (2, 4):
+        assert denoise_bytes(pixels_as_one([SMALL] * count), 2) == count * denoise_bytes(512 * 512, 2)
 
 
 @pytest.mark.parametrize("max_pixels", range(0, 1_000_000, 50_000))

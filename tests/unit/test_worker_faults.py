@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.worker.hiding import hide
+from server.worker.protocol import Run
 from server.worker.record import ALARM_FAILURES, ALARM_WINDOW_S, LifeRecord
 from server.worker.step_limit import LEAST_S, StepLimit
 
@@ -70,6 +71,18 @@ def test_a_picture_ends_the_alarm(record: LifeRecord) -> None:
         record.note_end("load")
     record.note_picture()
     assert not record.alarm
+
+
+def test_a_jobs_failure_tells_no_prompt_of_its_mates() -> None:
+    from pipelines.attempt import Fault
+    from server.worker.main import _failure
+
+    runs = [Run(job=name, attempt=1, request={"prompt": f"a secret {name}"}) for name in ("fox", "boat")]
+    fault = Fault("unknown", "cannot tokenize 'a secret boat' beside 'a secret fox'")
+    failed = _failure(None, runs, runs[0], fault, 1.0)  # type: ignore[arg-type]
+    assert failed.job == "fox"
+    assert "cannot tokenize" in failed.message
+    assert "secret" not in failed.message
 
 
 # The step limit.

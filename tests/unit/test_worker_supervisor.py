@@ -896,7 +896,7 @@ def test_a_supervisor_that_never_started_can_be_stopped(spool: Path) -> None:
 # The real worker's two ways to learn that its parent is gone, each alone.
 
 BY_PIPE = """
-from server.worker.main import Wire
+from server.worker.wire import Wire
 
 wire = Wire(sys.stdin.buffer, sys.stdout.buffer)
 wire.inbox.get()
@@ -904,9 +904,9 @@ wire.send(filled(Ready, version=PROTOCOL_VERSION))
 threading.Event().wait()
 """
 BY_SIGNAL = """
-from server.worker.main import _leave_with_parent
+from server.worker.wire import leave_with_parent
 
-_leave_with_parent()
+leave_with_parent()
 sys.stdout.buffer.write(encode(filled(Ready, version=PROTOCOL_VERSION)))
 sys.stdout.buffer.flush()
 threading.Event().wait()
