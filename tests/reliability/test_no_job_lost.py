@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from proofs.waiting import until
 
 READY_LIMIT_S = 3.0
 UNPUBLISHED = 2
-"""Jobs that a kill can cost: the one being drawn, and the one before it while it is published."""
+"""Batches, of one job or more, that a kill can cost: the one being drawn, and the one before it, being published."""
 CLIENTS = 4
 
 
@@ -88,7 +89,8 @@ def published(server: Any) -> Counter[str]:
     return names + Counter() | Counter(dict.fromkeys(there - set(names), 0))
 
 
-def prove(server: Any, *, cycles: int, most_s: float, at_least: int) -> None:
+def prove(server: Any, *, cycles: int, most_s: float, at_least: int, together: int = 1) -> None:
+    """together: how many jobs may be in a batch."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     acknowledged, ready_s = kill_again_and_again(server, cycles=cycles, most_s=most_s, chance=random.Random(seed))
@@ -114,7 +116,7 @@ def prove(server: Any, *, cycles: int, most_s: float, at_least: int) -> None:
     assert ended == {"COMPLETED": len(acknowledged)}
     assert set(states) == {"succeeded"}
     assert twice == []
-    assert again <= UNPUBLISHED * cycles
+    assert again <= UNPUBLISHED * together * cycles
     assert max(ready_s) <= READY_LIMIT_S
 
 
@@ -126,3 +128,11 @@ def test_no_accepted_job_is_lost_to_kills(dummy_server: Any) -> None:
 @pytest.mark.timeout(1800)
 def test_no_accepted_job_is_lost_to_a_hundred_kills(dummy_server: Any) -> None:
     prove(dummy_server, cycles=100, most_s=1.2, at_least=2000)
+
+
+@pytest.mark.soak
+def test_no_accepted_job_is_lost_to_kills_in_the_middle_of_batches(run_server: Any) -> None:
+    program = (str(Path(__file__).with_name("dummy_server.py")),)
+    with run_server(program=program, spare_worker="true", batching="on") as server:
+        prove(server, cycles=20, most_s=0.6, at_least=100, together=4)
+        assert max(int(count) for count in re.findall(r"job started .*?together=(\d+)", server.log())) > 1

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,25 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from proofs.clients import depth
+from proofs.waiting import until
 
 DUMMY = str(Path(__file__).with_name("dummy_server.py"))
 TOLERANCE = 2
 """Of 255, between a picture in company and alone on the demo weights in float32; see integration/test_together.py."""
 
 
-def grey_png() -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), (128, 128, 128)).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-GREY_PNG = grey_png()
-
-
 def submit(server: Any, prompt: str, *, steps: int = 2, seed: int = 7) -> str:
     """A picture of 64×64."""
-    body = {"prompt": prompt, "control_image": GREY_PNG, "megapixels": "match_input", "output_format": "png"}
-    return str(server.submit("flux-depth-dev", {**body, "num_inference_steps": steps, "seed": seed}))
+    return str(server.submit("flux-depth-dev", depth(prompt, steps, seed=seed, output_format="png")))
 
 
 def held(server: Any) -> str:
@@ -44,10 +34,7 @@ def held(server: Any) -> str:
 
 
 def until_drawn(server: Any, job: str) -> None:
-    deadline = time.monotonic() + 20
-    while server.status(job)["status"] != "PROCESSING":
-        assert time.monotonic() < deadline, "the job did not begin"
-        time.sleep(0.01)
+    until(lambda: server.status(job)["status"] == "PROCESSING", 20, "the job is drawn")
 
 
 def cancel(server: Any, job: str) -> None:
