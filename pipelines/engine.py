@@ -93,13 +93,18 @@ class Engine:
         on_step is called after each step; cancelled is asked before each step and between stages.
         Raises Cancelled, BadRequest (the request cannot be computed), Flagged, NotFinite, and whatever torch raises.
         """
-        asked = Asked(
-            request=request,
-            control_image=control_image,
-            init_image=init_image,
-            on_step=on_step,
-            cancelled=cancelled,
+        return self.generate_one(
+            Asked(
+                request=request,
+                control_image=control_image,
+                init_image=init_image,
+                on_step=on_step,
+                cancelled=cancelled,
+            )
         )
+
+    def generate_one(self, asked: Asked) -> Generated:
+        """As `generate`."""
         [outcome] = self.generate_together([asked])
         if isinstance(outcome, Generated):
             return outcome
@@ -300,8 +305,9 @@ class Engine:
         for order, latents in zip(group.orders, torch.split(denoiser.latents, 1), strict=True):
             order.generated.together = together
             with order.judged(), order.watch.stage("decode"):
-                pixels = decode_latents(self._parts.vae, latents, order.request.width, order.request.height)
-                order.generated.images.append(Drawn(index, pixels[0]))
+                [pixels] = decode_latents(self._parts.vae, latents, order.request.width, order.request.height)
+                encoded = order.asked.encode(order.generated, index, pixels)
+                order.generated.images.append(Drawn(index, pixels, encoded))
 
     def _denoiser(self, orders: Sequence[Order], index: int, transformer: Any) -> Denoiser:
         parts, request = self._parts, orders[0].request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -19,10 +20,14 @@ from .watch import StepReport, Watch
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One picture, uint8 [H, W, 3] on the CPU; `index` is its place in the request."""
+    """One picture, uint8 [H, W, 3] on the CPU; `index` is its place in the request.
+
+    encoded: its file, where somebody makes one while the engine goes on.
+    """
 
     index: int
     pixels: torch.Tensor
+    encoded: Future[bytes] | None = None
 
 
 @dataclass(slots=True)
@@ -60,7 +65,8 @@ class Conditions:
 class Asked:
     """A request with its pictures and whoever follows it.
 
-    on_step is called after each step; cancelled is asked before each step and between stages.
+    on_step is called after each step; cancelled is asked before each step and between stages. encode is called with
+    each picture as soon as there are pixels, its safety not known yet, and with what is known of the whole so far.
     """
 
     request: GenerationRequest
@@ -68,6 +74,7 @@ class Asked:
     init_image: Source | None = None
     on_step: Callable[[StepReport], None] = lambda _: None
     cancelled: Callable[[], bool] = lambda: False
+    encode: Callable[[Generated, int, torch.Tensor], Future[bytes] | None] = lambda _generated, _index, _pixels: None
 
 
 class NobodyLeft(Exception):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from .order import Asked, Drawn, Generated
 from .picture import UnusablePicture
 from .request import GenerationRequest, GenerationResult, OutputFile, OutputFormat
 from .source import SourceFile
-from .watch import StepReport
 
 INPUTS = "inputs"
 OUTPUTS = "outputs"
@@ -39,42 +39,16 @@ class Spool:
     folder: Path
     metadata: bool = True
 
-    def draw(self, engine: Engine, request: GenerationRequest, *, name: str) -> GenerationResult:
-        """`compute` and `write`, one after the other."""
-        return self.write(self.compute(engine, request), request, name=name)
+    def compute(self, engine: Engine, asked: Asked) -> Generated:
+        """Computes a request that is given without its pictures, after which the device is free.
 
-    def compute(
-        self,
-        engine: Engine,
-        request: GenerationRequest,
-        *,
-        on_step: Callable[[StepReport], None] = lambda _: None,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> Generated:
-        """Computes `request`, after which the device is free.
-
-        Raises what Engine.generate raises.
+        Its pictures are being encoded from the moment that there are pixels. Raises what Engine.generate raises.
         """
-        return engine.generate(
-            request,
-            control_image=self._source(request.control_image),
-            init_image=self._source(request.init_image),
-            on_step=on_step,
-            cancelled=cancelled,
-        )
+        return engine.generate_one(self._complete(asked))
 
     def compute_together(self, engine: Engine, asked: Sequence[Asked]) -> list[Generated | Exception]:
-        """Computes several requests, given without their pictures, in one batch, as Engine.generate_together."""
-        return engine.generate_together(
-            [
-                replace(
-                    each,
-                    control_image=self._source(each.request.control_image),
-                    init_image=self._source(each.request.init_image),
-                )
-                for each in asked
-            ]
-        )
+        """Computes several in one batch, as Engine.generate_together."""
+        return engine.generate_together([self._complete(each) for each in asked])
 
     def prepare(self, engine: Engine, request: GenerationRequest) -> None:
         """Lets the engine prepare `request`, where it does that. What is wrong with a request is said when it runs.
@@ -91,45 +65,45 @@ class Spool:
             )
 
     def write(self, generated: Generated, request: GenerationRequest, *, name: str) -> GenerationResult:
-        """Encodes the pictures into the output folder, their names beginning with `name`. Raises OSError."""
+        """Puts what `compute` gave into the output folder, in files whose names begin with `name`. Raises OSError."""
         start = time.perf_counter()
-        # Several pictures are encoded at once, in threads: Pillow's encoders let go of the interpreter.
-        images = tuple(_encoders.map(lambda drawn: self._image(drawn, generated, request, name), generated.images))
+        images = tuple(self._image(drawn, request, name) for drawn in generated.images)
         depth_map = None
         if generated.depth_map is not None:
-            depth_map = self._write(generated.depth_map, f"{name}.depth", 0, request.seed, "png", 100, None)
+            data = encode_image(generated.depth_map, "png", 100)
+            depth_map = self._file(f"{name}.depth", data, generated.depth_map, 0, request.seed, "png")
         timings_s = {**generated.timings_s, "encode": time.perf_counter() - start}
         return GenerationResult(
             images=images, depth_map=depth_map, timings_s=timings_s, notes=_notes(request, generated)
         )
 
+    def _complete(self, asked: Asked) -> Asked:
+        return replace(
+            asked,
+            control_image=self._source(asked.request.control_image),
+            init_image=self._source(asked.request.init_image),
+            encode=partial(self._encode, asked.request),
+        )
+
+    def _encode(
+        self, request: GenerationRequest, generated: Generated, index: int, pixels: torch.Tensor
+    ) -> Future[bytes]:
+        """Goes on beside the safety check and the next image: Pillow's encoders let go of the interpreter."""
+        seed = request.seed_of(index)
+        parameters = describe(request, generated.prompt, seed, generated.tier) if self.metadata else None
+        return _encoders.submit(encode_image, pixels, request.output_format, request.output_quality, parameters)
+
     def _source(self, name: str | None) -> SourceFile | None:
         return None if name is None else SourceFile(self.folder / INPUTS / name)
 
-    def _image(self, drawn: Drawn, generated: Generated, request: GenerationRequest, name: str) -> OutputFile:
-        seed = request.seed_of(drawn.index)
-        parameters = describe(request, generated.prompt, seed, generated.tier) if self.metadata else None
-        return self._write(
-            drawn.pixels,
-            f"{name}.{drawn.index}",
-            drawn.index,
-            seed,
-            request.output_format,
-            request.output_quality,
-            parameters,
-        )
+    def _image(self, drawn: Drawn, request: GenerationRequest, name: str) -> OutputFile:
+        assert drawn.encoded is not None
+        index, data = drawn.index, drawn.encoded.result()
+        return self._file(f"{name}.{index}", data, drawn.pixels, index, request.seed_of(index), request.output_format)
 
-    def _write(
-        self,
-        pixels: torch.Tensor,
-        name: str,
-        index: int,
-        seed: int,
-        output_format: OutputFormat,
-        quality: int,
-        parameters: str | None,
+    def _file(
+        self, name: str, data: bytes, pixels: torch.Tensor, index: int, seed: int, output_format: OutputFormat
     ) -> OutputFile:
-        data = encode_image(pixels, output_format, quality, parameters)
         file = f"{name}.{output_format}"
         (self.folder / OUTPUTS / file).write_bytes(data)
         height, width, _ = pixels.shape

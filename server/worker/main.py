@@ -36,8 +36,8 @@ from .protocol import (
     Run,
     RunTogether,
     Shutdown,
-    Step,
 )
+from .steps import Steps
 from .wire import Wire, leave, leave_with_parent, take_streams
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from pipelines.order import Asked, Generated
     from pipelines.request import GenerationRequest
     from pipelines.spool import Spool
-    from pipelines.watch import StepReport
 
 IDLE_S = 5.0
 """Without work for so long, the worker gives freed memory back to the system."""
@@ -229,19 +228,14 @@ class Runner:
         return attempt_together(self._engine, lambda: self._spool.compute_together(self._engine, asked), alone)
 
     def _compute(self, asked: Asked) -> Generated:
-        return self._spool.compute(self._engine, asked.request, on_step=asked.on_step, cancelled=asked.cancelled)
+        return self._spool.compute(self._engine, asked)
 
     def _asked(self, run: Run) -> Asked:
         from pipelines.order import Asked
         from pipelines.request import GenerationRequest
 
-        def report(step: StepReport) -> None:
-            self._wire.send(
-                Step(job=run.job, attempt=run.attempt, step=step.step, steps=step.steps, step_s=step.step_s)
-            )
-
-        request = GenerationRequest.from_json(run.request)
-        return Asked(request=request, on_step=report, cancelled=lambda: self._wire.is_cancelled(run))
+        request, steps = GenerationRequest.from_json(run.request), Steps(run, self._wire.send)
+        return Asked(request=request, on_step=steps.report, cancelled=lambda: self._wire.is_cancelled(run))
 
     def _prepare(self, request: dict[str, Any]) -> None:
         from pipelines.request import GenerationRequest

@@ -9,15 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from PIL import Image
 
+from pipelines import spool as spool_module
 from pipelines.components import Components, Folders, load_components
 from pipelines.engine import Engine
 from pipelines.faults import BadRequest, Cancelled, Flagged, NotFinite
 from pipelines.memory.plans import RECIPES
+from pipelines.order import Asked
 from pipelines.request import GenerationRequest
 from pipelines.safety import Verdict
 from pipelines.source import SourceImage
@@ -180,6 +183,31 @@ def test_a_prompt_is_encoded_once(engine: Engine, components: Components) -> Non
     assert (components.text.cache.misses, components.text.cache.hits) == (misses + 1, hits + 1)
 
 
+def test_pictures_are_encoded_before_their_safety_is_known(
+    components: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those that turn out to be flagged are not written."""
+
+    class Flags:
+        def check(self, pictures: list[torch.Tensor], _tolerance: int) -> list[Verdict]:
+            assert len(pictures) == 2
+            return [Verdict(True, 0.9, 0.0), Verdict(False, 0.0, 0.0)]
+
+    begun: list[int] = []
+    submit = spool_module._encoders.submit
+    monkeypatch.setattr(spool_module._encoders, "submit", lambda *task: [begun.append(1), submit(*task)][1])
+    (tmp_path / "outputs").mkdir()
+    spool, request = Spool(folder=tmp_path), replace(DEV, num_outputs=2, output_format="png")
+    flagging = Engine(replace(components, safety=Flags()))  # type: ignore[arg-type]
+    result = spool.write(generated := spool.compute(flagging, Asked(request=request)), request, name="a")
+    assert len(begun) == 2
+    assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["a.1.png"]
+    with Image.open(tmp_path / "outputs" / "a.1.png") as written:
+        assert torch.equal(torch.from_numpy(np.array(written)), generated.images[0].pixels)
+        assert "Seed: 4" in written.info["parameters"]
+    assert (result.images[0].index, result.images[0].seed, generated.flagged) == (1, 4, (0,))
+
+
 def test_a_known_picture_is_not_even_read_again(engine: Engine, tmp_path: Path) -> None:
     from skimage import data
 
@@ -188,11 +216,13 @@ def test_a_known_picture_is_not_even_read_again(engine: Engine, tmp_path: Path) 
     file.parent.mkdir()
     Image.fromarray(data.coffee()).save(file)
     request = replace(DEPTH, control_image=file.name)
-    first = spool.compute(engine, request)
+    first = spool.compute(engine, Asked(request=request))
     file.write_bytes(b"no picture")
-    assert same([d.pixels for d in first.images], [d.pixels for d in spool.compute(engine, request).images])
+    assert same(
+        [d.pixels for d in first.images], [d.pixels for d in spool.compute(engine, Asked(request=request)).images]
+    )
     with pytest.raises(BadRequest, match="control_image is not a PNG"):
-        spool.compute(engine, replace(request, width=DEPTH.width // 2))
+        spool.compute(engine, Asked(request=replace(request, width=DEPTH.width // 2)))
 
 
 INIT = replace(DEV, init_image="coffee", strength=0.5, steps=2)
