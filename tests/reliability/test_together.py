@@ -28,7 +28,7 @@ def submit(server: Any, prompt: str, *, steps: int = 2, seed: int = 7) -> str:
 
 def held(server: Any) -> str:
     """A job of another company that keeps the worker busy while others come."""
-    running = submit(server, "[step_s=0.25] [fault:slow=0.25]", steps=4)
+    running = submit(server, "[step_s=0.15] [fault:slow=0.15]", steps=4)
     until_drawn(server, running)
     return running
 
