@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 
 import httpcore2
 import httpx2
@@ -181,16 +180,18 @@ class Fetcher:
             raise FetchRefused(f"its server broke off its answer. Try again, {_INSTEAD}") from None
 
     async def _body(self, answer: httpcore2.Response) -> bytes:
-        limit, body = self.policy.max_bytes, BytesIO()
+        limit, length = self.policy.max_bytes, 0
+        body: list[bytes] = []  # a buffer that grows would be moved, and be there twice meanwhile
         too_large = FetchRefused(f"the picture is larger than {limit / 2**20:.3g} MiB. Send a smaller one.")
         if int(_header(answer, b"content-length") or 0) > limit:
             raise too_large
         async with aclosing(answer.aiter_stream()) as parts:
             async for part in parts:
-                if body.tell() + len(part) > limit:
+                length += len(part)
+                if length > limit:
                     raise too_large
-                body.write(part)
-        return body.getvalue()
+                body.append(part)
+        return b"".join(body)
 
 
 class _CheckedDialling(httpcore2.AsyncNetworkBackend):
