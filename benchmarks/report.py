@@ -20,7 +20,16 @@ from pydantic import Field, TypeAdapter
 
 from benchmarks.environment import Environment, Part, environment, load_average
 from benchmarks.places import Weights
-from benchmarks.rows import ColdStartRow, LatencyRow, LoadRow, OverheadRow, PollsRow, QualityRow, ThroughputRow
+from benchmarks.rows import (
+    ColdStartRow,
+    LatencyRow,
+    LeverRow,
+    LoadRow,
+    OverheadRow,
+    PollsRow,
+    QualityRow,
+    ThroughputRow,
+)
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -64,6 +73,11 @@ class ThroughputReport(Report):
     rows: tuple[ThroughputRow, ...] = Field(min_length=1)
 
 
+class LeversReport(Report):
+    benchmark: Literal["levers"] = "levers"
+    rows: tuple[LeverRow, ...] = Field(min_length=1)
+
+
 class ColdStartReport(Report):
     benchmark: Literal["cold_start"] = "cold_start"
     rows: tuple[ColdStartRow, ...] = Field(min_length=1)
@@ -80,7 +94,14 @@ class QualityReport(Report):
 
 
 AnyReport = Annotated[
-    OverheadReport | PollsReport | LatencyReport | ThroughputReport | ColdStartReport | LoadReport | QualityReport,
+    OverheadReport
+    | PollsReport
+    | LatencyReport
+    | ThroughputReport
+    | LeversReport
+    | ColdStartReport
+    | LoadReport
+    | QualityReport,
     Field(discriminator="benchmark"),
 ]
 

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from benchmarks.environment import Part
 
-Batching = Literal["off", "on"]
 Side = Literal["server", "litserve", "fastapi", "bare engine"]
 
 
@@ -108,9 +107,7 @@ class ThroughputRow(Part):
     to the worker plus what it computed, to when the next one was handed to it.
     device_busy_percent: mean of nvidia-smi's utilisation, which counts any time in which a kernel ran.
 
-    Jobs that were drawn in one batch count as one piece of computing. together_mean: jobs in a batch. batching: the
-    server's setting, where two took turns; the row is then that one's median round of `rounds` by pictures a second,
-    and ratio_to_alone the same figure over that of the server without batches, so more than 1 is faster.
+    Jobs that were drawn in one batch count as one piece of computing. together_mean: jobs in a batch.
     """
 
     model: str
@@ -127,9 +124,26 @@ class ThroughputRow(Part):
     gap_p99_ms: float
     device_busy_percent: float | None = None
     together_mean: float | None = None
-    batching: Batching | None = None
-    rounds: int | None = None
-    ratio_to_alone: float | None = None
+
+
+class LeverRow(Part):
+    """Pictures a second from a full queue, by the median of `rounds` starts of the server with the setting off and on.
+
+    ratio: on over off, so more than 1 is faster. together_mean: jobs in a batch, with it on. Each job has a prompt and
+    a photo of its own.
+    """
+
+    setting: str
+    model: str
+    width: int
+    height: int
+    steps: int
+    jobs: int
+    rounds: int
+    off_pictures_per_s: float
+    on_pictures_per_s: float
+    ratio: float
+    together_mean: float | None = None
 
 
 class ColdStartRow(Part):

@@ -17,6 +17,7 @@ ON_ANY_MACHINE = (
     ("overhead",),
     ("polls",),
     ("throughput", "--weights", "demo", "--model", "flux-depth-dev", "--jobs", "100", "--steps", "4"),
+    ("levers", "--weights", "demo", "--steps", "4"),
     ("cold_start", "--weights", "demo", "--model", "flux-depth-dev", "--steps", "4"),
     ("load", "--weights", "demo"),
     ("latency", "--weights", "demo", "--side", "256,1024", "--steps", "4"),
@@ -25,6 +26,7 @@ ON_ANY_MACHINE = (
 ON_A_CARD = (
     ("latency", "--weights", "random", "--tiers", "exact,fast,turbo", "--side", "512,1024", "--steps", "28"),
     ("throughput", "--weights", "random"),
+    ("levers", "--weights", "random", "--levers", "batching,prepare_ahead,compile", "--jobs", "8", "--rounds", "1"),
     ("cold_start", "--weights", "random"),
     ("load", "--weights", "random"),
 )

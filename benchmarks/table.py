@@ -67,9 +67,12 @@ def _polls(row: Any) -> tuple[str, str]:
 
 def _throughput(row: Any) -> tuple[str, str]:
     result = f"{row.pictures_per_s} pictures/s, computing {row.computed_share:.1%} of the time"
-    result += f", {row.ratio_to_alone} times as many as one by one" if row.ratio_to_alone else ""
-    how = f", batching {row.batching}" if row.batching else ""
-    return f"full queue: {row.model}, {row.width}×{row.height}, {row.steps} steps{how}", result
+    return f"full queue: {row.model}, {row.width}×{row.height}, {row.steps} steps", result
+
+
+def _lever(row: Any) -> tuple[str, str]:
+    result = f"{row.ratio} times the pictures/s ({row.off_pictures_per_s} off, {row.on_pictures_per_s} on)"
+    return f"`{row.setting}`, full queue: {row.model}, {row.width}×{row.height}, {row.steps} steps", result
 
 
 def _cold_start(row: Any) -> tuple[str, str]:
@@ -99,6 +102,7 @@ SAYINGS: dict[str, Callable[[Any], tuple[str, str] | None]] = {
     "overhead": _overhead,
     "polls": _polls,
     "throughput": _throughput,
+    "levers": _lever,
     "cold_start": _cold_start,
     "load": _load,
     "quality": _quality,

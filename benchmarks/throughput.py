@@ -1,13 +1,9 @@
 """Jobs back to back through the real server: pictures a second, and how much of the time the device computed.
 
     python -m benchmarks.throughput --weights random [--model flux-dev] [--jobs 20] [--steps 28] [--save]
-    python -m benchmarks.throughput --weights demo [--batching]
 
 All jobs are submitted at once, so the queue is never empty. What a job computed, and the time of its steps, are the
 worker's own figures in the job's result; when each was handed to the worker is read from the server's log.
-
---batching: depth pictures of a quarter of a megapixel, drawn one by one and in batches, by two servers that take turns;
-the figures are those of each one's median round. Both are there at once, so a card needs room for two.
 """
 
 from __future__ import annotations
@@ -18,8 +14,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +28,7 @@ from benchmarks.figures import milliseconds, percentile
 from benchmarks.logs import WorkSpan, work_spans
 from benchmarks.places import HELP, kind_of, weights_folder
 from benchmarks.processes import Running, our_server
-from benchmarks.rows import Batching, ThroughputRow
+from benchmarks.rows import ThroughputRow
 
 POLL_S = 0.5
 CALLS = {"flux-dev": dev_call, "flux-depth-dev": depth_call}
@@ -55,14 +51,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         weights = weights_folder(given.weights, folder)
-        if given.batching:
-            rows, device = in_turns(weights, folder, depth_call(given.steps), given.jobs, given.rounds)
-            run.finish(report.ThroughputReport, rows, weights=kind_of(given.weights), device=device)
-            return
         with our_server(weights, folder / "data") as running:
             device = running.get("/health/ready").json()["device"]
             call = CALLS[given.model](given.steps)
-            rows = [measure(running, call, given.jobs)]
+            rows = [measure(running, call, [call] * given.jobs)]
     run.finish(report.ThroughputReport, rows, weights=kind_of(given.weights), device=device)
 
 
@@ -72,58 +64,29 @@ def parse() -> argparse.Namespace:
     options.add_argument("--model", choices=tuple(CALLS), default="flux-dev")
     options.add_argument("--jobs", type=int, default=20)
     options.add_argument("--steps", type=int, default=28)
-    options.add_argument("--batching", action="store_true", help="small pictures, one by one and in batches")
-    options.add_argument("--rounds", type=int, default=5, help="turns that each of the two servers has")
     given = options.parse_args()
     if given.quick:
-        given.model, given.jobs, given.steps, given.rounds = "flux-depth-dev", 4, 2, 1
+        given.model, given.jobs, given.steps = "flux-depth-dev", 4, 2
     return given
 
 
-def in_turns(weights: Path, folder: Path, call: Call, jobs: int, rounds: int) -> tuple[list[ThroughputRow], str]:
-    """A row without batches and one with, and the device."""
-    measured: dict[Batching, list[ThroughputRow]] = {"off": [], "on": []}
-    with ExitStack() as stack:
-        servers = {}
-        for batching in measured:
-            running = stack.enter_context(our_server(weights, folder / batching, batching=batching))
-            device = running.get("/health/ready").json()["device"]
-            running.pause()
-            servers[batching] = running
-        for _ in range(rounds):
-            for batching, running in servers.items():
-                running.resume()
-                measured[batching].append(measure(running, call, jobs))
-                running.pause()
-    alone, together = (median_round(rows) for rows in measured.values())
-    ratio = round(together.pictures_per_s / alone.pictures_per_s, 4)
-    rows = [
-        alone.model_copy(update={"batching": "off", "rounds": rounds}),
-        together.model_copy(update={"batching": "on", "rounds": rounds, "ratio_to_alone": ratio}),
-    ]
-    return rows, device
-
-
-def median_round(rows: list[ThroughputRow]) -> ThroughputRow:
-    return sorted(rows, key=lambda row: row.pictures_per_s)[len(rows) // 2]
-
-
-def measure(running: Running, call: Call, jobs: int) -> ThroughputRow:
+def measure(running: Running, warm_up: Call, calls: Sequence[Call]) -> ThroughputRow:
+    """The row of these calls, which are of one size, after another one that is not counted."""
     with Client(running.port) as client:
-        run_all(client, call, 1)
+        run_all(client, [warm_up])
         with sampled_utilisation() as busy:
-            results = run_all(client, call, jobs)
+            results = run_all(client, calls)
     spans = work_spans(running.log, {job: body["metrics"]["inference_time"] for job, body in results.items()})
-    return row(call, [results[span.job] for span in spans], spans, busy)
+    return row(calls[0], [results[span.job] for span in spans], spans, busy)
 
 
-def run_all(client: Client, call: Call, jobs: int) -> dict[str, dict[str, Any]]:
-    """Submits so many jobs at once and waits for all. Returns their result bodies by id. Raises for one that failed."""
-    ids = [json.loads(client.post(f"/v2/{call.slug}", call.json).body)["request_id"] for _ in range(jobs)]
+def run_all(client: Client, calls: Sequence[Call]) -> dict[str, dict[str, Any]]:
+    """Submits all at once and waits for them. Returns their result bodies by id. Raises for one that failed."""
+    ids = [json.loads(client.post(f"/v2/{call.slug}", call.json).body)["request_id"] for call in calls]
     results: dict[str, dict[str, Any]] = {}
     for job in ids:  # they run in the order of their submission
         while (body := json.loads(client.get(f"/v2/requests/{job}").body))["status"] != "COMPLETED":
-            time.sleep(POLL_S if jobs > 1 else 0.02)
+            time.sleep(POLL_S if len(calls) > 1 else 0.02)
         results[job] = body
     return results
 

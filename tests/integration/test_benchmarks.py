@@ -26,7 +26,7 @@ TWO_CORES = pytest.mark.skipif(
         pytest.param("quality", ["--tiers", "exact,turbo"], marks=pytest.mark.soak),
         ("load", []),
         pytest.param("throughput", [], marks=pytest.mark.soak),
-        pytest.param("throughput", ["--batching"], marks=pytest.mark.soak),
+        pytest.param("levers", [], marks=pytest.mark.soak),
         pytest.param("cold_start", [], marks=pytest.mark.soak),
         pytest.param("overhead", ["--sides", "server"], marks=pytest.mark.soak),
         pytest.param("polls", [], marks=[TWO_CORES, pytest.mark.soak]),
