@@ -159,7 +159,7 @@ def compiled(demo_weights: Path, lora_folder: Path) -> Iterator[Components]:
         compile_blocks(network, backend="eager")
     compile_decoder(parts.vae, backend="eager")
     for shelf in parts.shelves.values():
-        shelf.compiled = True
+        shelf._compiled = True
     yield parts
     torch._dynamo.reset()
 
