@@ -183,8 +183,8 @@ def write(folder: Path, files: Files) -> Path:
     return folder
 
 
-@pytest.fixture
-def lora_folder(tmp_path: Path, demo_weights: Path) -> Path:
+@pytest.fixture(scope="session")
+def lora_folder(tmp_path_factory: pytest.TempPathFactory, demo_weights: Path) -> Path:
     """A folder with one LoRA for both demo transformers, in diffusers' names."""
     import torch
     from diffusers import FluxTransformer2DModel
@@ -197,5 +197,6 @@ def lora_folder(tmp_path: Path, demo_weights: Path) -> Path:
         if isinstance(layer, torch.nn.Linear) and ".attn.to_q" in name:
             state[f"transformer.{name}.lora_A.weight"] = torch.randn(4, layer.in_features, generator=draw_from)
             state[f"transformer.{name}.lora_B.weight"] = torch.randn(layer.out_features, 4, generator=draw_from)
-    save_file(state, tmp_path / "style.safetensors")
-    return tmp_path
+    folder = tmp_path_factory.mktemp("loras")
+    save_file(state, folder / "style.safetensors")
+    return folder

@@ -150,7 +150,7 @@ def test_a_lora_works_in_every_tier_and_leaves_none_behind(demo_weights: Path, l
         assert torch.equal(pixels(parts, tier), plain)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def compiled(demo_weights: Path, lora_folder: Path) -> Iterator[Components]:
     """With blocks that dynamo traces; the code that it makes of them runs as it is."""
     torch._dynamo.reset()
@@ -187,7 +187,7 @@ def test_nothing_is_compiled_after_the_warm_up(compiled: Components) -> None:
     before = graphs_compiled()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for asked in wanted:
-            for side, height in ((64, 64), (96, 96), (160, 128)):
+            for side, height in ((64, 64), (160, 128)):
                 generate(compiled, side=side, height=height, steps=2, **asked)
     print(f"{before} graphs")
     assert graphs_compiled() == before
