@@ -78,8 +78,8 @@ def test_a_key_over_its_rate_is_429_and_another_is_not(own: Any) -> None:
 
 
 def test_a_key_with_too_many_waiting_jobs_is_429_and_another_is_not(run_server: Any) -> None:
-    slow = {"prompt": "x", "steps": 50, "samples": 4}
-    with run_server(api_keys=f"{KEY},{OTHER_KEY}", queued_per_key="2", drain_limit_s="0") as server:
+    slow = {"prompt": "[step_s=0.1]", "steps": 50}
+    with run_server(dummy=True, api_keys=f"{KEY},{OTHER_KEY}", queued_per_key="2", drain_limit_s="0") as server:
         replies = [server.post("/v2/flux-dev", json=slow) for _ in range(5)]
         statuses = [reply.status_code for reply in replies]
         assert statuses[:2] == [200, 200]
@@ -90,8 +90,8 @@ def test_a_key_with_too_many_waiting_jobs_is_429_and_another_is_not(run_server: 
 
 
 def test_a_job_over_a_deadline_is_failed_by_name(run_server: Any) -> None:
-    slow = {"prompt": "x", "steps": 50, "samples": 4}
-    with run_server(run_limit_s="1", queue_ttl_s="1.5", drain_limit_s="0") as server:
+    slow = {"prompt": "[step_s=0.1]", "steps": 50}
+    with run_server(dummy=True, run_limit_s="1", queue_ttl_s="1.5", drain_limit_s="0") as server:
         worker = server.worker_pid()
         runs = server.submit("flux-dev", slow)
         waits = [server.submit("flux-dev", slow) for _ in range(3)]

@@ -170,8 +170,9 @@ def test_credits_are_spent_on_success_and_their_end_is_406(server: Any) -> None:
 
 
 def test_a_full_queue_is_429_with_retry_after(run_server: Any) -> None:
-    with run_server(queue_limit="2") as server:
-        replies = [server.post("/v2/flux-dev", json={"prompt": "x", "steps": 8}) for _ in range(5)]
+    with run_server(dummy=True, queue_limit="2", drain_limit_s="0") as server:
+        slow = {"prompt": "[step_s=0.1]", "steps": 50}
+        replies = [server.post("/v2/flux-dev", json=slow) for _ in range(5)]
         statuses = [reply.status_code for reply in replies]
         assert statuses[:2] == [200, 200]
         assert 429 in statuses
@@ -181,8 +182,8 @@ def test_a_full_queue_is_429_with_retry_after(run_server: Any) -> None:
 
 
 def test_a_blocking_call_that_takes_too_long_is_504_and_its_job_is_cancelled(run_server: Any) -> None:
-    with run_server(wait_limit_s="0.3") as server:
-        late = server.post("/v1/flux-dev", json={"prompt": "x", "steps": 50, "samples": 4})
+    with run_server(dummy=True, wait_limit_s="0.3") as server:
+        late = server.post("/v1/flux-dev", json={"prompt": "[step_s=0.1]", "steps": 50})
         refused(late, 504, "0.3 s", "/v2")
         assert server.finish(server.submit("flux-dev", {"prompt": "x", "steps": 1}))["status"] == "COMPLETED"
         assert "state=cancelled" in server.log()

@@ -143,7 +143,7 @@ def test_v2_replies_have_exactly_the_documented_shapes(server: Any) -> None:
 
 
 def test_a_waiting_request_has_empty_metrics_and_no_output(server: Any) -> None:
-    running = [server.submit("flux-dev", {"prompt": "x", "steps": 8}) for _ in range(3)]
+    running = [server.submit("flux-dev", {"prompt": "x", "steps": 4}) for _ in range(3)]
     last = server.get(f"/v2/requests/{running[-1]}").json()
     assert last["status"] == "QUEUED"
     assert last["metrics"] == {}
@@ -153,13 +153,13 @@ def test_a_waiting_request_has_empty_metrics_and_no_output(server: Any) -> None:
 
 
 def test_the_status_of_a_running_request_shows_its_steps(server: Any) -> None:
-    request_id = server.submit("flux-dev", {"prompt": "x", "steps": 20, "samples": 2})
+    request_id = server.submit("flux-dev", {"prompt": "x", "steps": 10, "samples": 2})
     seen = []
     while (status := server.status(request_id))["status"] != "COMPLETED":
         assert status["metrics"] == {}
         if "progress" in status:
             seen.append(status["progress"]["step"])
-            assert status["progress"]["steps"] == 40
+            assert status["progress"]["steps"] == 20
             assert status["progress"]["seconds_per_step"] > 0
     assert len(seen) > 3
     assert seen == sorted(seen)

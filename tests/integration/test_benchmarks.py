@@ -22,9 +22,9 @@ TWO_CORES = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("benchmark", "options"),
     [
-        ("latency", ["--tiers", "exact,fast"]),
+        ("latency", ["--tiers", "exact"]),
         pytest.param("quality", ["--tiers", "exact,turbo"], marks=pytest.mark.soak),
-        ("load", []),
+        pytest.param("load", [], marks=pytest.mark.soak),
         pytest.param("throughput", [], marks=pytest.mark.soak),
         pytest.param("levers", [], marks=pytest.mark.soak),
         pytest.param("cold_start", [], marks=pytest.mark.soak),

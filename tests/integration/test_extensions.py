@@ -90,14 +90,6 @@ def test_pictures_say_how_they_were_made(server: Any, kind: str) -> None:
     assert "Seed: 7, Size: 1024x1024, Model: flux-dev" in text
 
 
-def test_metadata_can_be_left_out(run_server: Any) -> None:
-    with run_server(metadata="false") as server:
-        for kind in ("png", "jpg", "webp"):
-            picture = draw(server, {**QUICK, "output_format": kind})
-            assert not picture.getexif()
-            assert "parameters" not in picture.info
-
-
 def test_pictures_are_checked_and_the_reply_says_so(server: Any) -> None:
     assert server.get("/health/ready").json()["safety_checker"] is True
     body = server.post("/v1/flux-dev", json=QUICK)
@@ -142,12 +134,16 @@ def test_the_check_can_be_turned_off_per_request(strict_server: Any) -> None:
     assert draw(strict_server, {**QUICK, "disable_safety_checker": True}).size == (1024, 1024)
 
 
-def test_without_classifiers_the_server_says_so_and_does_not_pretend(
+def test_without_classifiers_and_without_metadata_the_server_says_so_and_does_not_pretend(
     run_server: Any, demo_weights: Path, tmp_path: Path
 ) -> None:
     weights = copy_of(demo_weights, tmp_path / "weights")
     shutil.rmtree(weights / "nsfw-image-detection")
-    with run_server(weights_dir=str(weights)) as server:
+    with run_server(weights_dir=str(weights), metadata="false") as server:
+        for kind in ("png", "jpg", "webp"):
+            picture = draw(server, {**QUICK, "output_format": kind})
+            assert not picture.getexif()
+            assert "parameters" not in picture.info
         assert "not checked for safety" in server.log()
         assert server.get("/health/ready").json()["safety_checker"] is False
         reply = server.post("/v1/flux-dev", json=QUICK)

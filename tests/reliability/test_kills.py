@@ -126,9 +126,9 @@ def test_a_killed_server_keeps_finished_results(run_server: Any) -> None:
 
 
 def test_a_caller_who_hangs_up_cancels_its_blocking_call(run_server: Any) -> None:
-    with run_server() as server:
+    with run_server(dummy=True) as server:
         host, port = server.base.removeprefix("http://").split(":")
-        body = b'{"prompt": "x", "steps": 50, "samples": 4}'
+        body = b'{"prompt": "[step_s=0.1]", "steps": 50}'
         head = (
             f"POST /v1/flux-dev HTTP/1.1\r\nhost: {host}:{port}\r\nx-api-key: SG_0123456789abcdef\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
