@@ -1,10 +1,11 @@
 """What a server adds to the engine: ours, LitServe and plain FastAPI around the same engine, and the engine alone.
 
-    python -m benchmarks.overhead [--rounds 6] [--clients 1,4,16] [--sides server,litserve,fastapi] [--save]
+    python -m benchmarks.overhead [--starts 3] [--rounds 2] [--clients 1,4,16] [--sides server,litserve,fastapi]
 
 All sides get the same body and must answer the same bytes, or the run fails. They take turns, round by round, and those
 that wait for their turn are stopped, so that a slow spell of the machine hits all and none takes time from another. The
-first call of a turn is not counted. Demo weights on the CPU; the peers need the `bench` extra.
+first call of a turn is not counted. All are started several times, since the very same process computes up to a fifth
+faster or slower from one start to the next. Demo weights on the CPU; the peers need the `bench` extra.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ CALLS_PER_TURN = {1: 5, 4: 3, 16: 2}
 class Measured:
     replies: list[Reply] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+
+
+AllMeasured = dict[tuple[str, int, Side], Measured]
+"""By the call's name, the number of clients, and the side."""
 
 
 class ServerSide:
@@ -89,18 +94,24 @@ class BareSide:
 def main() -> None:
     options = report.arguments(__doc__)
     options.add_argument("--weights", default="demo", help=HELP)
-    options.add_argument("--rounds", type=int, default=6)
+    options.add_argument("--starts", type=int, default=3, help="how often all sides are started anew")
+    options.add_argument("--rounds", type=int, default=2, help="turns that each side has in each start")
     options.add_argument("--clients", type=_numbers, default=(1, 4, 16))
     options.add_argument("--sides", type=lambda text: tuple(text.split(",")), default=("server", "litserve", "fastapi"))
     given = options.parse_args()
     given.sides = installed(given.sides)
     if given.quick:
-        given.rounds, given.clients = 1, (1, 4)
+        given.starts, given.rounds, given.clients = 1, 1, (1, 4)
     run = report.Run(given)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        weights = weights_folder(given.weights, Path(folder))
-        sides = start_sides(stack, weights, Path(folder), given.sides)
-        rows = measure_all(sides, given)
+    measured: AllMeasured = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = weights_folder(given.weights, Path(scratch))
+        for start in range(given.starts):
+            folder = Path(scratch) / str(start)
+            folder.mkdir()
+            with ExitStack() as stack:
+                measure_all(start_sides(stack, weights, folder, given.sides), given, measured)
+    rows = [row for call, clients in tasks(given) for row in rows_of(call, clients, measured)]
     run.finish(report.OverheadReport, rows, weights=kind_of(given.weights), device="cpu")
 
 
@@ -125,25 +136,27 @@ def start_sides(stack: ExitStack, weights: Path, folder: Path, names: tuple[Side
     return sides
 
 
-def measure_all(sides: list[ServerSide | BareSide], given: argparse.Namespace) -> list[OverheadRow]:
+def tasks(given: argparse.Namespace) -> list[tuple[Call, int]]:
     """The depth call, which is short, with every number of clients; the dev call, six times as long, with one."""
-    rows = []
-    for clients in given.clients:
-        rows += measure(sides, depth_call(), clients, given.rounds)
-    if not given.quick:
-        rows += measure(sides, dev_call(), 1, given.rounds)
-    return rows
+    short = [(depth_call(), clients) for clients in given.clients]
+    return short if given.quick else [*short, (dev_call(), 1)]
 
 
-def measure(sides: list[ServerSide | BareSide], call: Call, clients: int, rounds: int) -> list[OverheadRow]:
-    taking_part = [side for side in sides if clients == 1 or isinstance(side, ServerSide)]
-    measured = {side.name: Measured() for side in taking_part}
-    times = CALLS_PER_TURN.get(clients, 2)
-    for _ in range(rounds):
-        answers = {side.name: take_turn(side, call, clients, times, measured[side.name]) for side in taking_part}
-        if len(set(answers.values())) > 1:
-            raise SystemExit(f"the sides gave different pictures for {call.name}: {answers}")
-    return [row(call, name, clients, one, measured.get("bare engine")) for name, one in measured.items()]
+def measure_all(sides: list[ServerSide | BareSide], given: argparse.Namespace, into: AllMeasured) -> None:
+    for call, clients in tasks(given):
+        taking_part = [side for side in sides if clients == 1 or isinstance(side, ServerSide)]
+        found = {side.name: into.setdefault((call.name, clients, side.name), Measured()) for side in taking_part}
+        times = CALLS_PER_TURN.get(clients, 2)
+        for _ in range(given.rounds):
+            answers = {side.name: take_turn(side, call, clients, times, found[side.name]) for side in taking_part}
+            if len(set(answers.values())) > 1:
+                raise SystemExit(f"the sides gave different pictures for {call.name}: {answers}")
+
+
+def rows_of(call: Call, clients: int, measured: AllMeasured) -> list[OverheadRow]:
+    bare = measured.get((call.name, 1, "bare engine"))
+    task = (call.name, clients)
+    return [row(call, key[2], clients, one, bare) for key, one in measured.items() if key[:2] == task]
 
 
 def take_turn(side: ServerSide | BareSide, call: Call, clients: int, times: int, measured: Measured) -> str:
