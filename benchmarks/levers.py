@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks import report
 from benchmarks.calls import Megapixels, depth_call, variant
@@ -22,8 +22,6 @@ from benchmarks.processes import our_server
 from benchmarks.rows import LeverRow, ThroughputRow
 from benchmarks.throughput import measure
 
-Switch = Literal["off", "on"]
-
 
 @dataclass(frozen=True, slots=True)
 class Lever:
@@ -31,12 +29,15 @@ class Lever:
 
     setting: str
     megapixels: Megapixels
+    off: str = "off"
+    on: str = "on"
 
 
 LEVERS = {
     "batching": Lever("batching", "0.25"),
     "prepare_ahead": Lever("prepare_ahead", "1"),
     "compile": Lever("compile", "1"),
+    "attention": Lever("attention", "1", off="native", on="auto"),
 }
 
 
@@ -65,7 +66,7 @@ def compare(lever: Lever, weights: Path, folder: Path, given: argparse.Namespace
     folder.mkdir()
     call = depth_call(given.steps, lever.megapixels)
     first, *others = (variant(call, number) for number in range(given.jobs + 1))
-    measured: dict[Switch, list[ThroughputRow]] = {"off": [], "on": []}
+    measured: dict[str, list[ThroughputRow]] = {lever.off: [], lever.on: []}
     for number in range(given.rounds):
         for switch, rows in measured.items():
             setting: dict[str, Any] = {lever.setting: switch}
@@ -75,9 +76,9 @@ def compare(lever: Lever, weights: Path, folder: Path, given: argparse.Namespace
     return row_of(lever, measured, given.rounds), device
 
 
-def row_of(lever: Lever, measured: dict[Switch, list[ThroughputRow]], rounds: int) -> LeverRow:
+def row_of(lever: Lever, measured: dict[str, list[ThroughputRow]], rounds: int) -> LeverRow:
     off, on = (statistics.median(row.pictures_per_s for row in rows) for rows in measured.values())
-    one = measured["on"][0]
+    one = measured[lever.on][0]
     return LeverRow(
         setting=f"FLUX_{lever.setting.upper()}",
         model=one.model,

@@ -26,7 +26,17 @@ ON_ANY_MACHINE = (
 ON_A_CARD = (
     ("latency", "--weights", "random", "--tiers", "exact,fast,turbo", "--side", "512,1024", "--steps", "28"),
     ("throughput", "--weights", "random"),
-    ("levers", "--weights", "random", "--levers", "batching,prepare_ahead,compile", "--jobs", "8", "--rounds", "1"),
+    (
+        "levers",
+        "--weights",
+        "random",
+        "--levers",
+        "batching,prepare_ahead,compile,attention",
+        "--jobs",
+        "8",
+        "--rounds",
+        "1",
+    ),
     ("cold_start", "--weights", "random"),
     ("load", "--weights", "random"),
 )

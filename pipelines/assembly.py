@@ -17,7 +17,7 @@ from .faults import release_memory
 from .heap import keep_freed_memory
 from .memory.planning import Switch, plan_here
 from .memory.plans import Plan
-from .speed.attention import switches_for_all
+from .speed.attention import NATIVE, switches_for_all
 from .speed.blocks import compile_no_more, compile_nothing, graphs_compiled
 from .warmup import warm_up, warm_up_sizes
 
@@ -28,8 +28,9 @@ class Wishes:
 
     device: auto, cpu, cuda, cuda:1, mps. dtype: auto, bfloat16, float32. memory_plan: auto or a plan's name.
     memory_limit_bytes: of the device. fast_tiers: fp8 copies for the fast tiers. compiled: blocks compiled before the
-    engine is ready. prepare_ahead: the next request's inputs are prepared while one is drawn, where the plan allows it.
-    batching: small pictures drawn together, as `batching_tiers` says.
+    engine is ready. attention: auto for the card's best kernel, native for torch's own choice. prepare_ahead: the next
+    request's inputs are prepared while one is drawn, where the plan allows it. batching: small pictures drawn together,
+    as `batching_tiers` says.
     """
 
     device: str = "auto"
@@ -38,6 +39,7 @@ class Wishes:
     memory_limit_bytes: int | None = None
     fast_tiers: Switch = "auto"
     compiled: Switch = "auto"
+    attention: str = "auto"
     prepare_ahead: Switch = "auto"
     batching: Switch = "auto"
     depth_estimator: str = DEFAULT_ESTIMATOR
@@ -94,6 +96,7 @@ def assemble(
         recipe=plan.recipe,
         fast=plan.fast,
         compiled=compiled,
+        attention=wishes.attention,
         depth_estimator=wishes.depth_estimator,
         depth_map_mode=resolve_mode(wishes.depth_estimator, wishes.depth_map_mode),
     )
@@ -136,7 +139,7 @@ def _compiles(plan: Plan, wishes: Wishes, device: torch.device) -> bool:
 def _prepares(wishes: Wishes, device: torch.device, dtype: torch.dtype) -> bool:
     # On a processor both threads would share the cores, and nothing would be won.
     wanted = wishes.prepare_ahead == "on" or (wishes.prepare_ahead == "auto" and device.type == "cuda")
-    return wanted and not switches_for_all(device, dtype)
+    return wanted and (wishes.attention == NATIVE or not switches_for_all(device, dtype))
 
 
 def _compiled_warm_up(engine: Engine, tell: Callable[[str], None], *, must: bool) -> bool:

@@ -133,6 +133,7 @@ def load_components(
     recipe: Recipe = RESIDENT,
     fast: bool = False,
     compiled: bool = False,
+    attention: str = "auto",
     depth_estimator: str = DEFAULT_ESTIMATOR,
     depth_map_mode: MapMode | None = None,
 ) -> Components:
@@ -140,8 +141,8 @@ def load_components(
     and UnusableWeights for weights that cannot be loaded.
 
     recipe: what is held where, from a memory plan. fast: with the fast tiers. compiled: compile the transformers'
-    blocks and the decoder on first use; not with a recipe that streams. depth_estimator: name of the estimator in
-    folders.depth_estimator; depth_map_mode: None takes its own.
+    blocks and the decoder on first use; not with a recipe that streams. attention: as `quicken`. depth_estimator: name
+    of the estimator in folders.depth_estimator; depth_map_mode: None takes its own.
     """
     host = torch.device("cpu")
     place = {"stay": device}
@@ -188,17 +189,21 @@ def load_components(
         shares_weights=FLUX_DEPTH_DEV.name not in models,
     )
     settle(parts)
-    quicken(parts, compiled=compiled)
+    quicken(parts, compiled=compiled, attention=attention)
     return parts
 
 
-def quicken(parts: Components, *, compiled: bool) -> None:
-    """Best kernels and compiled blocks for every transformer, and a compiled decoder, last of all."""
+def quicken(parts: Components, *, compiled: bool, attention: str = "auto") -> None:
+    """The attention kernel and compiled blocks for every transformer, and a compiled decoder, last of all.
+
+    attention: auto for the best kernel that the card has, native for what torch picks.
+    """
     networks = {id(network): network for network in (*parts.transformers.values(), *parts.fast.values())}
     for network in networks.values():
         head_dim = int(network.config.attention_head_dim)
-        if (backend := attention_backend(parts.device, parts.dtype, head_dim)) != NATIVE:
-            use_attention(network, backend)
+        best = NATIVE if attention == NATIVE else attention_backend(parts.device, parts.dtype, head_dim)
+        if best != NATIVE:
+            use_attention(network, best)
         if compiled:
             compile_blocks(network)
     if compiled:

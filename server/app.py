@@ -234,6 +234,7 @@ def load_message(settings: Settings, weights: Located, spool: Path) -> Load:
         memory_limit_bytes=settings.memory_limit_bytes,
         fast_tiers=settings.fast_tiers,
         compiled=settings.compile,
+        attention=settings.attention,
         prepare_ahead=settings.prepare_ahead,
         batching=settings.batching,
         compile_cache=str((settings.data_dir / "compiled").resolve()),

@@ -71,6 +71,9 @@ class Settings(BaseSettings):
         "auto",
         description="Compile the transformers' blocks and the decoder before the server is ready; auto on a CUDA card.",
     )
+    attention: Literal["auto", "native"] = Field(
+        "auto", description="Attention kernel: auto takes the best that the card has, native what torch picks."
+    )
     prepare_ahead: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Prepare the next job's text, depth map and latents while one is drawn; auto on a CUDA card. Needs "

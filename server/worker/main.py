@@ -113,6 +113,7 @@ def _load(wire: Wire, load: Load) -> Engine:
         memory_limit_bytes=load.memory_limit_bytes,
         fast_tiers=load.fast_tiers,
         compiled=load.compiled,
+        attention=load.attention,
         prepare_ahead=load.prepare_ahead,
         batching=load.batching,
         depth_estimator=load.depth_estimator_name,

@@ -28,9 +28,9 @@ class Load:
     models: `weights.sources.ModelSources` as JSON, by model name; the folders are None where there is nothing to load.
     depth_estimator_name, depth_map_mode: as in `pipelines.depth_catalogue`; the mode may be "auto".
     metadata: write into each picture how it was made. memory_plan: a plan's name, or auto. memory_limit_bytes: of the
-    device, None for all that is free. fast_tiers, compiled, prepare_ahead, batching: as in `pipelines.assembly`.
-    compile_cache: folder for what the compiler makes. fault_switches: let a prompt ask for a fault, as
-    `pipelines.fault_switches` says; demo weights only.
+    device, None for all that is free. fast_tiers, compiled, attention, prepare_ahead, batching: as in
+    `pipelines.assembly`. compile_cache: folder for what the compiler makes. fault_switches: let a prompt ask for a
+    fault, as `pipelines.fault_switches` says; demo weights only.
     """
 
     version: int
@@ -52,6 +52,7 @@ class Load:
     memory_limit_bytes: int | None
     fast_tiers: Switch
     compiled: Switch
+    attention: str
     prepare_ahead: Switch
     batching: Switch
     compile_cache: str

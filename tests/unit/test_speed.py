@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
+from pipelines import components
 from pipelines.speed import attention, pace
 from pipelines.speed.pace import Pace
 from pipelines.speed.tiers import FAST, TIERS, choose, offered
@@ -155,3 +157,16 @@ def test_on_the_processor_a_step_is_done_when_it_returns() -> None:
         with watch.step():
             pass
     assert [report.step for report in reports] == [1, 2]
+
+
+@pytest.mark.parametrize(("wanted", "used"), [("auto", ["best"]), ("native", [])])
+def test_an_operator_can_leave_the_kernel_to_torch(
+    wanted: str, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(components, "attention_backend", lambda *_: "best")
+    monkeypatch.setattr(components, "use_attention", lambda _, backend: taken.append(backend))
+    network = SimpleNamespace(config=SimpleNamespace(attention_head_dim=128))
+    parts: Any = SimpleNamespace(transformers={"flux-dev": network}, fast={}, device=CARD, dtype=torch.bfloat16)
+    components.quicken(parts, compiled=False, attention=wanted)
+    assert taken == used
