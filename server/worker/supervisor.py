@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from functools import partial
@@ -30,7 +30,6 @@ from .protocol import (
     Loading,
     Prepare,
     Ready,
-    Run,
     Shutdown,
     Step,
     Up,
@@ -155,26 +154,11 @@ class WorkerSupervisor:
         """Returns when a worker has loaded and its device is idle."""
         await self._ready.wait()
 
-    async def run(
-        self, run: Run, on_step: Callable[[Step], None], on_drawn: Callable[[], None] = lambda: None
-    ) -> Done | Failed:
-        """Runs one job in the ready worker.
-
-        on_drawn: called when the worker takes another job, before this one's pictures are encoded. Raises
-        WorkerNotReady when there is no ready worker, WorkerLost when it dies, WorkerStuck when it makes no step within
-        the limit and had to be ended. Cancelled, it asks the worker to stop the job.
-        """
-        [outcome] = self.run_together([HandedOver(run, on_step, on_drawn)])
-        try:
-            return await outcome
-        except asyncio.CancelledError:
-            self.cancel(run.job, run.attempt)
-            raise
-
     def run_together(self, jobs: Sequence[HandedOver]) -> list[asyncio.Future[Done | Failed]]:
         """Gives one job, or several of one `pipelines.company` as one batch, to the ready worker.
 
-        Returns what becomes of each, in order; a future may raise as `run`. Raises WorkerNotReady itself.
+        Returns what becomes of each, in order. A future may raise WorkerLost when the worker dies, and WorkerStuck when
+        it makes no step within the limit and had to be ended. Raises WorkerNotReady when there is no ready worker.
         """
         if self.state is not WorkerState.READY or self._child is None or not self._child.alive:
             raise WorkerNotReady(f"the worker is {self.state.value}; wait_ready() tells when it takes a job")

@@ -19,6 +19,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from proofs.worker_runs import run_alone
 
 from server.worker.child import Child
 from server.worker.job import HandedOver
@@ -210,7 +211,7 @@ class Orders(RuleBasedStateMachine):
         run = Run(job=f"job {next(self.number)}", attempt=1, request={"prompt": "x", "width": 64, "height": 64})
 
         def call() -> None:
-            self.calls.append((run, asyncio.ensure_future(self.worker.run(run, lambda _: None))))
+            self.calls.append((run, asyncio.ensure_future(run_alone(self.worker, run))))
 
         self.do(call)
 

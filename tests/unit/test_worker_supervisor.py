@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import structlog
+from proofs.worker_runs import run_alone
 
 from server.worker import record as record_module
 from server.worker import spare as spare_module
@@ -273,7 +274,7 @@ async def ready(worker: WorkerSupervisor) -> int:
 
 async def run_job(worker: WorkerSupervisor, run: Run, steps: list[Step] | None = None) -> Done | Failed:
     async with asyncio.timeout(LONG_S):
-        return await worker.run(run, (steps if steps is not None else []).append)
+        return await run_alone(worker, run, (steps if steps is not None else []).append)
 
 
 async def assert_replaced(worker: WorkerSupervisor, old_pid: int) -> None:
@@ -425,7 +426,7 @@ def test_a_worker_that_gives_up_but_stays_is_ended(loop_kind: str, spool: Path) 
             pid = await ready(worker)
             with pytest.raises(WorkerLost, match="illegal memory access"):
                 async with asyncio.timeout(2):
-                    await worker.run(job("fatal, but stays"), lambda _: None)
+                    await run_alone(worker, job("fatal, but stays"))
             await assert_replaced(worker, pid)
 
     on_loop(loop_kind, test())
@@ -438,7 +439,7 @@ def test_a_helper_that_a_dead_worker_left_behind_does_not_hide_its_death(loop_ki
             try:
                 with pytest.raises(WorkerLost):
                     async with asyncio.timeout(2):
-                        await worker.run(job("die and leave a helper"), lambda _: None)
+                        await run_alone(worker, job("die and leave a helper"))
                 await assert_replaced(worker, pid)
             finally:
                 for helper in noted(spool, "helpers"):
@@ -509,16 +510,16 @@ def test_a_job_for_a_worker_that_is_not_ready_is_refused(spool: Path) -> None:
         async with supervised(spool) as worker:
             await until(lambda: worker.state is WorkerState.STARTING)
             with pytest.raises(WorkerNotReady, match="starting"):
-                await worker.run(job("draw"), lambda _: None)
+                await run_alone(worker, job("draw"))
             await ready(worker)
             running = asyncio.create_task(run_job(worker, job("wait for cancel")))
             await until(lambda: worker.state is WorkerState.BUSY)
             with pytest.raises(WorkerNotReady, match="busy"):
-                await worker.run(job("draw", name="b"), lambda _: None)
+                await run_alone(worker, job("draw", name="b"))
             worker.cancel("a", 1)
             assert isinstance(await running, Failed)
         with pytest.raises(WorkerNotReady, match="stopped"):
-            await worker.run(job("draw"), lambda _: None)
+            await run_alone(worker, job("draw"))
 
     run(test())
 
@@ -663,7 +664,7 @@ def test_the_prompt_of_a_prepared_job_is_not_logged_either(spool: Path) -> None:
         async with supervised(spool) as worker:
             await ready(worker)
             prepared = Prepare(job="b", request={"prompt": "a secret fox"})
-            await worker.run(job("draw"), lambda _: worker.prepare(prepared))
+            await run_alone(worker, job("draw"), lambda _: worker.prepare(prepared))
             await until(written)
 
     with structlog.testing.capture_logs() as logs:
