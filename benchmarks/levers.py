@@ -25,7 +25,9 @@ from benchmarks.throughput import measure
 
 @dataclass(frozen=True, slots=True)
 class Lever:
-    """setting: its name in lower case without FLUX_. megapixels: of the depth pictures that are asked for."""
+    """setting: its name in lower case without FLUX_. megapixels: of the depth pictures that are asked for. off, on: the
+    setting's values that are compared.
+    """
 
     setting: str
     megapixels: Megapixels

@@ -151,7 +151,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """`step` of `steps` is done; `step_s` seconds for this one."""
+    """`step` of `steps` is done; `step_s` seconds for this one. Not every step is told (`worker.steps`)."""
 
     job: str
     attempt: int
